@@ -1,0 +1,123 @@
+"""Which reader a split's files need: the most common extension decides, as in `datasets` 5.2. No I/O."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from crucible.cluster.patterns import has_extension, suffixes
+from crucible.refs import SourceFile
+
+READABLE = ("parquet", "json", "csv", "text", "arrow")
+"""Builders crucible has a reader for."""
+
+_IMAGE = (
+    "blp bmp dib bufr cur pcx dcx dds ps eps fit fits fli flc ftc ftu gbr gif grib png apng jp2 j2k jpc jpf jpx "
+    "j2c icns ico im iim tif tiff jfif jpe jpg jpeg mpg mpeg msp pcd pxr pbm pgm ppm pnm psd bw rgb rgba sgi ras tga "
+    "icb vda vst webp wmf emf xbm xpm"
+)
+_AUDIO = (
+    "aiff au avr caf flac htk svx mat4 mat5 mpc2k ogg paf pvf raw rf64 sd2 sds ircam voc w64 wav nist wavex wve xi mp3 "
+    "opus 3gp 3g2 avi asf flv mp4 mov m4v mkv mpg webm f4v wmv wma ogg ogm mxf nut"
+)
+_PLAIN = {
+    "csv": "csv tsv",
+    "json": "json jsonl ndjson",
+    "parquet": "parquet geoparquet gpq",
+    "arrow": "arrow",
+    "text": "txt",
+    "conll": "conll conllu",
+    "webdataset": "tar",
+    "xml": "xml",
+    "hdf5": "hdf5 h5",
+    "eval": "eval",
+    "harbor": "toml md",
+    "lance": "lance",
+    "tsfile": "tsfile",
+    "vortex": "vortex",
+    "fasta": "fa fasta fna ffn faa frn afa",
+    "genbank": "gb gbk genbank",
+    "fastq": "fq fastq",
+    "pdb": "pdb ent",
+    "mmcif": "cif mmcif",
+}
+# in `datasets`' order: a later kind takes an extension over from an earlier one (`.mpg` is audio, `.mp4` video)
+_ANY_CASE = {
+    "pdb": "pdb ent",
+    "imagefolder": _IMAGE,
+    "audiofolder": _AUDIO,
+    "videofolder": "mkv mp4 avi mpeg mov",
+    "meshfolder": "glb gltf ply stl",
+    "pdffolder": "pdf",
+    "niftifolder": "nii",
+}
+
+BUILDER_OF: dict[str, str] = {f".{ext}": builder for builder, exts in _PLAIN.items() for ext in exts.split()}
+for _builder, _extensions in _ANY_CASE.items():
+    for _ext in _extensions.split():
+        BUILDER_OF["." + _ext] = BUILDER_OF["." + _ext.upper()] = _builder
+
+_METADATA_NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+METADATA_NAMES: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(
+        ("imagefolder", "audiofolder", "videofolder", "meshfolder", "pdffolder", "niftifolder", "mmcif", "pdb"),
+        _METADATA_NAMES,
+    ),
+    "lance": ("latest_version_hint.json",),
+    "harbor": ("task.toml", "instruction.md"),
+}
+_METADATA_EXTENSIONS = {"lance": (".idx", ".txn", ".manifest")}
+_ALL_METADATA_NAMES = frozenset(name for names in METADATA_NAMES.values() for name in names)
+
+DATA_EXTENSIONS = frozenset((*BUILDER_OF, ".zip", *_METADATA_EXTENSIONS["lance"]))
+"""A file with none of these among its suffixes is not data."""
+
+_TIE = (".parquet", ".lance", ".vortex", ".arrow", ".jsonl", ".json", ".csv")
+"""Who wins when two extensions are equally common; after these the alphabetically last."""
+
+
+@dataclass(frozen=True, slots=True)
+class Builder:
+    """A reader's name and the settings its extension implies."""
+
+    name: str
+    params: tuple[tuple[str, str], ...] = ()
+
+
+def infer_builder(files: Iterable[SourceFile]) -> Builder | None:
+    """The builder of the most common extension over all dot-suffixes, or None. `zip`: look inside."""
+    counts: Counter[tuple[str, bool]] = Counter()
+    for (end, metadata), number in Counter(
+        (suffixes(file.path), file.path.rpartition("/")[2] in _ALL_METADATA_NAMES) for file in files
+    ).items():
+        for suffix in end:
+            counts[suffix.lower(), metadata] += number
+    ranked = sorted(
+        counts.items(), key=lambda item: (not item[0][1], item[1], *(item[0][0] == e for e in _TIE), item[0][0])
+    )
+    for (extension, _), _count in reversed(ranked):
+        if extension in BUILDER_OF:
+            params = {".tsv": (("sep", '"\\t"'),), ".conllu": (("comment_prefix", '"#"'),)}.get(extension, ())
+            return Builder(BUILDER_OF[extension], params)
+        if extension == ".zip":
+            return Builder("zip")
+    return None
+
+
+def keep_files_of(builder: str, files: Iterable[SourceFile]) -> tuple[SourceFile, ...]:
+    """Files the builder reads: an extension of its own, maybe followed by others, or one of its metadata names."""
+    own = {ext for ext, name in BUILDER_OF.items() if name == builder}
+    own |= {".zip", *_METADATA_EXTENSIONS.get(builder, ())}
+    # an extension inside a folder's name (`a.csv.d/b.txt`) counts too: the oracle matches the whole path
+    anywhere = re.compile(f"({'|'.join(map(re.escape, own))})\\.", re.DOTALL)
+    names = METADATA_NAMES.get(builder) or ("\0",)
+
+    def keep(path: str) -> bool:
+        folder = path.rpartition("/")[0]
+        return (
+            has_extension(path, own) or path.endswith(names) or ("." in folder and anywhere.search(folder) is not None)
+        )
+
+    return tuple(file for file in files if keep(file.path))

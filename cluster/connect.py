@@ -1,0 +1,86 @@
+"""Start Ray in this process, or join a running cluster, for as long as a `with` lasts. Imports Ray when it must."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from crucible.errors import ClusterError, ClusterUnreachable
+from crucible.reach import check_listens
+
+
+class cluster:
+    """`with cluster(address) as embedded`: connected to Ray inside, and as before outside.
+
+    A process that is connected already (a user's own `ray.init`) stays connected, and its cluster is used.
+    """
+
+    def __init__(self, address: str | None) -> None:
+        self._address = address
+        self._ours = False
+
+    def __enter__(self) -> bool:
+        embedded = self._address in (None, "local")
+        if "ray" in sys.modules and sys.modules["ray"].is_initialized():
+            return False
+        ray = import_ray()
+        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": False}
+        try:
+            if embedded:
+                with _on_loopback():
+                    ray.init(address="local", namespace="crucible", include_dashboard=False, **quiet)
+            else:
+                check_listens(_resolved(str(self._address)))
+                ray.init(address=self._address, namespace="crucible", **quiet)
+        except (OSError, ValueError, RuntimeError, TimeoutError) as error:
+            first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            if embedded:
+                raise ClusterError(f"Ray could not be started in this process: {first}") from error
+            hint = "start one with `ray start --head`, or leave the address out to run on this machine alone"
+            raise ClusterUnreachable(str(self._address), f"{first} ({hint})") from error
+        self._ours = True
+        return embedded
+
+    def __exit__(self, *_: object) -> None:
+        if self._ours:
+            import_ray().shutdown()
+
+
+def _resolved(address: str) -> str:
+    """Where `auto` leads: Ray notes its newest cluster in a file, which outlives the cluster."""
+    if address != "auto":
+        return address
+    from ray._private.services import canonicalize_bootstrap_address
+
+    return canonicalize_bootstrap_address(address) or address
+
+
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Start Ray on 127.0.0.1, where nobody else can reach it. Ray has no argument for that: it turns a loopback address
+    that it is given into the machine's own, except where it runs single-node only, by this switch of its own (2.60).
+    The children read it from the environment, this process from the constant; both are put back afterwards.
+    """
+    from ray._private import ray_constants
+
+    name = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+    before, constant = os.environ.get(name), ray_constants.ENABLE_RAY_CLUSTER
+    os.environ[name], ray_constants.ENABLE_RAY_CLUSTER = "0", False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = constant
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+def import_ray() -> Any:
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # its future default; unset, it warns
+    import ray
+
+    return ray

@@ -1,0 +1,369 @@
+"""The coordinator: one Ray actor a cluster. Resolves, drives jobs, keeps the catalog, knows the agents. The room's I/O.
+
+It decides nothing itself: `track.apply` does, and `drive.run_job` performs it over the `RayExecutor` below. A job runs
+in a thread of its own; every method answers while jobs run.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, cast
+
+import ray as untyped_ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from crucible.cache.store import Store
+from crucible.cluster.catalog import Catalog
+from crucible.cluster.drive import as_crucible_error, cached_report, may_pass, run_job
+from crucible.cluster.prepare import Prepared, prepare, remember
+from crucible.cluster.track import CopyShard, RunItem
+from crucible.config import Token, node_settings
+from crucible.errors import AgentUnavailable, ClusterError, CrucibleError
+from crucible.manifest import Manifest
+from crucible.refs import DataRequest, NodeId, WorkItem
+from crucible.report import Counts, ItemResult, JobReport, Progress, Tally
+from crucible.workers.daemon import Agent
+from crucible.workers.secret import ensure_secret
+from crucible.workers.tasks import (
+    COORDINATOR,
+    NAMESPACE,
+    JobOptions,
+    copy_shard_task,
+    run_item_task,
+    this_node,
+)
+
+ray: Any = untyped_ray  # its annotations know neither `exceptions` nor what a remote call returns
+
+AGENT_TIMEOUT_S = 60.0
+"""For an agent to start: an actor takes about a second here, a cold node with a slow disk much longer."""
+CALL_TIMEOUT_S = 10.0
+NODES_EVERY_S = 1.0
+
+
+@dataclass
+class _Job:
+    """One job's public face: written by its thread, read by whoever asks."""
+
+    progress: Progress
+    request: DataRequest
+    token: Token | None = field(repr=False)
+    arrived: int = 0
+    report: JobReport | None = None
+    error: CrucibleError | None = None
+    ended: threading.Event = field(default_factory=threading.Event)
+
+
+class CoordinatorCore:
+    """What the actor is. Soft state only: the nodes' stores are the truth, and a new coordinator asks them.
+
+    `embedded` says that this Ray is this process's own: agents then listen on the loopback address only.
+    """
+
+    def __init__(self, embedded: bool) -> None:
+        self._embedded = embedded
+        self._store = Store(node_settings().home)
+        self._secret = ensure_secret(self._store)
+        self._catalog = Catalog()
+        self._items = Catalog()
+        self._agents: dict[NodeId, tuple[Any, str]] = {}
+        self._jobs: dict[str, _Job] = {}
+        self._lock = threading.RLock()
+
+    # --- what agents and tasks ask
+
+    def secret(self) -> str:
+        return self._secret
+
+    def credential(self, job: str) -> str | None:
+        """The Hub token of one job, for a node that has none of its own. Another job, to another Hub, never sees it."""
+        token = self._jobs[job].token if job in self._jobs else None
+        return str(token) if token else None
+
+    def arrived(self, job: str, size: int) -> None:
+        if job in self._jobs:
+            self._jobs[job].arrived += size
+
+    def locate(self, keys: Sequence[str]) -> dict[str, list[str]]:
+        """shard key -> urls of agents that hold it."""
+        with self._lock:
+            return {
+                key: [self._agents[node][1] for node in sorted(self._catalog.holders(key)) if node in self._agents]
+                for key in keys
+            }
+
+    # --- agents
+
+    def ensure_agents(self) -> None:
+        """Start an agent on every node that has none, and tell all of them of each other.
+
+        Every agent is asked for its url each time: one that Ray restarted listens on another port.
+        """
+        alive = alive_nodes()
+        with self._lock:
+            known = {node: url for node, (_, url) in self._agents.items()}
+            for node in self._agents.keys() - alive.keys():
+                del self._agents[node]
+                self._catalog.drop(node)
+                self._items.drop(node)
+            asked = [
+                (node, agent, agent.address.remote()) for node in alive for agent in [self._agent(node, alive[node])]
+            ]
+            for node, agent, reply in asked:
+                try:
+                    self._agents[node] = (agent, ray.get(reply, timeout=AGENT_TIMEOUT_S))
+                except ray.exceptions.RayError as error:
+                    raise AgentUnavailable(node[:12], _reason(error)) from error
+            now = {node: url for node, (_, url) in self._agents.items()}
+            if now != known:
+                for agent, _ in self._agents.values():
+                    agent.set_peers.remote(list(now.values()))
+
+    def rebuild_catalog(self) -> None:
+        """Ask every store what it holds. A node that does not answer in time keeps what was believed of it."""
+        with self._lock:
+            asked = [(node, agent.report.remote()) for node, (agent, _) in self._agents.items()]
+            for node, reply in asked:
+                try:
+                    shards, items = ray.get(reply, timeout=AGENT_TIMEOUT_S)
+                except ray.exceptions.RayError:
+                    continue
+                self._catalog.replace(node, shards)
+                self._items.replace(node, items)
+
+    def _agent(self, node: NodeId, host: str) -> Any:
+        if node in self._agents:
+            return self._agents[node][0]
+        return Agent.options(
+            name=agent_name(node),
+            namespace=NAMESPACE,
+            lifetime="detached",
+            get_if_exists=True,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
+        ).remote("127.0.0.1" if self._embedded else host)
+
+    def nodes(self) -> list[dict[str, object]]:
+        """One entry a node: its agent's status, or why there is none."""
+        self.ensure_agents()
+        asked = [(node, agent.status.remote()) for node, (agent, _) in sorted(self._agents.items())]
+        found = []
+        for node, reply in asked:
+            try:
+                found.append({**ray.get(reply, timeout=CALL_TIMEOUT_S), "alive": True})
+            except ray.exceptions.RayError as error:
+                found.append({"node": node, "alive": False, "problem": _reason(error)})
+        return found
+
+    # --- jobs
+
+    def submit(
+        self,
+        job: str,
+        request: DataRequest,
+        options: JobOptions,
+        replicas: int,
+        nodes: int | None,
+        token_file: str | None,
+    ) -> None:
+        """Start a job. Ask `progress` how far it is, and `result` how it ended."""
+        token = _take_token(token_file) or options.on_this_node().token
+        with self._lock:
+            if job in self._jobs and not self._jobs[job].ended.is_set():
+                raise ClusterError(f"job {job} is running already")
+            record = self._jobs[job] = _Job(Progress(job, "resolve"), request, token)
+        work = threading.Thread(
+            target=self._run, args=(job, record, request, options, replicas, nodes), name=f"job-{job}", daemon=True
+        )
+        work.start()
+
+    def progress(self, job: str) -> Progress:
+        return self._jobs[job].progress
+
+    def result(self, job: str, wait_s: float) -> JobReport | CrucibleError | None:
+        """The report, the error it failed with (returned, so that its type survives), or None while it runs."""
+        record = self._jobs[job]
+        if not record.ended.wait(wait_s):
+            return None
+        return record.report or record.error
+
+    def jobs(self) -> list[tuple[DataRequest, Progress, str]]:
+        """(request, progress, error text) of every job of this coordinator, oldest first."""
+        return [(job.request, job.progress, str(job.error or "")) for job in self._jobs.values()]
+
+    def _run(
+        self, job: str, record: _Job, request: DataRequest, options: JobOptions, replicas: int, nodes: int | None
+    ) -> None:
+        began = time.monotonic()
+        try:
+            settings = replace(options.on_this_node(), token=record.token)
+            tally = Tally()
+            prepared = prepare(request, settings, self._store, tally)
+            self.ensure_agents()
+            self.rebuild_catalog()
+            if prepared.cached and self._all_held(prepared.manifests, replicas):
+                self._share(prepared, prepared.manifests)
+                record.report = cached_report(job, prepared, tally.counts, time.monotonic() - began)
+                record.progress = Progress(job, "finished")
+                return
+            if prepared.cached:  # the manifest is known but shards of it are gone: make them again
+                prepared = prepare(request, settings, self._store, tally, again=True)
+            executor = RayExecutor(self, options, job, nodes)
+            manifests, report = run_job(
+                job,
+                prepared,
+                executor,
+                limit_bytes=options.inflight_bytes,
+                replicas=replicas,
+                prefer=self._where_done,
+                observe=lambda progress: setattr(record, "progress", progress),
+                arrived=lambda: record.arrived,
+                offset_s=time.monotonic() - began,
+                metadata=tally.counts,
+            )
+            self._share(prepared, manifests)
+            record.report = report
+        except Exception as error:  # noqa: BLE001 - whatever ends a job must reach the one who waits for it
+            record.error = as_crucible_error(error, f"job {job}")
+            if record.error is not error:
+                traceback.print_exc()
+            record.progress = replace(record.progress, phase="failed")
+        finally:
+            record.ended.set()
+
+    def _all_held(self, manifests: Sequence[Manifest], replicas: int) -> bool:
+        with self._lock:
+            wanted = min(replicas, len(self._agents))
+            return all(len(self._catalog.holders(s.key)) >= wanted for m in manifests for s in m.shards)
+
+    def _share(self, prepared: Prepared, manifests: Sequence[Manifest]) -> None:
+        """Give every node the manifests. A node that cannot take them now asks its agent, or the Hub, later."""
+        remember(prepared, tuple(manifests), self._store)
+        data = [manifest.to_json() for manifest in manifests]
+        with self._lock:
+            agents = [agent for agent, _ in self._agents.values()]
+        calls = [agent.keep.remote(data, prepared.revisions, dict(prepared.survey)) for agent in agents]
+        ray.wait(calls, num_returns=len(calls), timeout=AGENT_TIMEOUT_S)
+
+    def _where_done(self, item: WorkItem) -> NodeId | None:
+        """A node whose store has this item in full: doing it there moves nothing."""
+        with self._lock:
+            return min(self._items.holders(item.key) & self._agents.keys(), default=None)
+
+    def landed(self, node: NodeId, keys: Sequence[str]) -> None:
+        """Shards that have just become visible on a node."""
+        with self._lock:
+            self._catalog.add(node, keys)
+
+    def weights(self) -> dict[NodeId, float]:
+        """node -> free bytes of its store, to a power of two: so coarse that placement does not flutter."""
+        with self._lock:
+            asked = [(node, agent.weight.remote()) for node, (agent, _) in self._agents.items()]
+        weights: dict[NodeId, float] = {}
+        for node, reply in asked:
+            try:
+                free = float(ray.get(reply, timeout=CALL_TIMEOUT_S))
+                weights[node] = 2.0 ** math.floor(math.log2(max(free, 1.0)))
+            except ray.exceptions.RayError:
+                continue  # no agent, no store: nothing can be born there
+        return weights
+
+
+Coordinator: Any = ray.remote(num_cpus=0, max_concurrency=32)(CoordinatorCore)
+
+
+class RayExecutor:
+    """Items and copies as Ray tasks, node-affine and soft: a node that is gone gives its work to another by itself."""
+
+    def __init__(self, owner: CoordinatorCore, options: JobOptions, job: str, limit: int | None) -> None:
+        self._owner, self._options, self._job = owner, options, job
+        self._weights = dict(sorted(owner.weights().items())[:limit])
+        if not self._weights:
+            raise ClusterError("no node of this Ray cluster has a running agent; see `crucible nodes`")
+        self._looked_at = time.monotonic()
+
+    def run(self, command: RunItem) -> Future[ItemResult]:
+        there = NodeAffinitySchedulingStrategy(command.node, soft=True)
+        call = run_item_task.options(scheduling_strategy=there, name=f"item {command.item.index}")
+        future = cast("Future[ItemResult]", call.remote(command.item, self._options, self._job).future())
+        future.add_done_callback(self._landed)
+        return future
+
+    def copy(self, command: CopyShard) -> Future[Counts]:
+        there = NodeAffinitySchedulingStrategy(command.node, soft=False)
+        urls = tuple(self._owner.locate([command.shard.key])[command.shard.key])
+        call = copy_shard_task.options(scheduling_strategy=there, name=f"copy {command.shard.key[:12]}")
+        future = cast("Future[Counts]", call.remote(command.shard, urls, self._options).future())
+
+        def landed(done: Future[Counts]) -> None:
+            if done.exception() is None:
+                self._owner.landed(command.node, [command.shard.key])
+
+        future.add_done_callback(landed)
+        return future
+
+    def nodes(self) -> Mapping[NodeId, float]:
+        """The nodes this job began with, less those that have died since."""
+        if time.monotonic() - self._looked_at >= NODES_EVERY_S:
+            alive = alive_nodes()
+            self._weights = {node: weight for node, weight in self._weights.items() if node in alive}
+            self._looked_at = time.monotonic()
+        return self._weights
+
+    def as_error(self, error: BaseException, what: str) -> tuple[CrucibleError, bool]:
+        """A task's own error is judged by its type; a task that Ray lost (worker, node, memory) may pass elsewhere."""
+        if isinstance(error, ray.exceptions.RayTaskError):
+            typed = as_crucible_error(cast("Any", error).cause, what)
+            return typed, may_pass(typed)
+        return ClusterError(f"{what}: {_reason(error)}"), True
+
+    def _landed(self, done: Future[ItemResult]) -> None:
+        if done.exception() is None:
+            result = done.result()
+            self._owner.landed(result.node, [shard.key for shard in result.shards])
+
+
+def _take_token(path: str | None) -> Token | None:
+    """Read the driver's token from a 0600 file on this node and remove it: so it is in no argument of any call.
+
+    None when there is none, or when the driver is on another machine: the nodes' own tokens are used then.
+    """
+    if path is None:
+        return None
+    try:
+        token = Token(Path(path).read_text().strip())
+        Path(path).unlink(missing_ok=True)
+    except OSError:
+        return None
+    return token or None
+
+
+def agent_name(node: NodeId) -> str:
+    return f"crucible-agent-{node}"
+
+
+def alive_nodes() -> dict[NodeId, str]:
+    """node -> its address, for every node Ray knows to be alive."""
+    return {NodeId(n["NodeID"]): str(n["NodeManagerAddress"]) for n in ray.nodes() if n["Alive"]}
+
+
+def start_coordinator(*, embedded: bool) -> Any:
+    """The cluster's coordinator, started on this node if there is none."""
+    return Coordinator.options(
+        name=COORDINATOR,
+        namespace=NAMESPACE,
+        lifetime="detached",
+        get_if_exists=True,
+        scheduling_strategy=NodeAffinitySchedulingStrategy(this_node(), soft=True),
+    ).remote(embedded)
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of what Ray says; the rest is its own traceback."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

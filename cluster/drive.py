@@ -1,0 +1,266 @@
+"""Perform what the mind commands, and tell it what happened. The same loop over Ray tasks and over threads.
+
+An `Executor` starts work and gives futures; this module waits for them with a bound, turns outcomes into events, and
+turns the finished state into manifests. It imports no Ray, so a laptop never pays for it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import replace
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+from crucible.cluster.prepare import Prepared
+from crucible.cluster.track import (
+    Command,
+    CopyDone,
+    CopyFailed,
+    CopyShard,
+    Event,
+    Fail,
+    Finish,
+    ItemDone,
+    ItemFailed,
+    JobState,
+    NodesChanged,
+    RunItem,
+    Started,
+    apply,
+)
+from crucible.errors import ClusterError, CrucibleError, SourceUnavailable, StoreError
+from crucible.features import dump_features, features_of, unify
+from crucible.manifest import Manifest, pack_schema
+from crucible.refs import NodeId, ShardInfo, WorkItem
+from crucible.report import Counts, ItemResult, JobReport, Progress, SplitReport
+from crucible.workers.work import Workplace, run_item
+
+TICK_S = 1.0
+"""How long the loop waits for an outcome before it looks at the nodes again."""
+LOCAL = NodeId("local")
+NOTHING = Counts()
+
+
+class Executor(Protocol):
+    """Where work runs."""
+
+    def run(self, command: RunItem) -> Future[ItemResult]: ...
+
+    def copy(self, command: CopyShard) -> Future[Counts]: ...
+
+    def nodes(self) -> Mapping[NodeId, float]:
+        """The nodes that can take work now, with their weights."""
+        ...
+
+    def as_error(self, error: BaseException, what: str) -> tuple[CrucibleError, bool]:
+        """(typed error, may it pass) for what a future raised."""
+        ...
+
+
+class LocalExecutor:
+    """Work in threads of this process: one node, no Ray.
+
+    Two threads: downloads overlap with the conversion of the file before, and pyarrow's own threads do the rest.
+    """
+
+    def __init__(self, place: Workplace, threads: int = 2) -> None:
+        self._place = place
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="crucible-work")
+
+    def run(self, command: RunItem) -> Future[ItemResult]:
+        return self._pool.submit(run_item, command.item, self._place)
+
+    def copy(self, command: CopyShard) -> Future[Counts]:
+        raise ClusterError(f"shard {command.shard.key[:12]}: there is no other node to copy it to")
+
+    def nodes(self) -> Mapping[NodeId, float]:
+        return {self._place.node: 1.0}
+
+    def as_error(self, error: BaseException, what: str) -> tuple[CrucibleError, bool]:
+        return as_crucible_error(error, what), False  # the same thread, disk and network would fail again
+
+    def close(self) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+
+def as_crucible_error(error: BaseException, what: str) -> CrucibleError:
+    """A typed error as it is; anything else is a defect of ours, and is named as one with its own text."""
+    if isinstance(error, CrucibleError):
+        return error
+    wrapped = ClusterError(f"{what}: unexpected {type(error).__name__}: {error}")
+    wrapped.__cause__ = error
+    return wrapped
+
+
+def may_pass(error: CrucibleError) -> bool:
+    """True for errors that another node, or a later try, may not have: a source that is down, a disk that is full."""
+    return isinstance(error, (SourceUnavailable, StoreError))
+
+
+def run_job(
+    job: str,
+    prepared: Prepared,
+    executor: Executor,
+    *,
+    limit_bytes: int,
+    replicas: int = 1,
+    prefer: Callable[[WorkItem], NodeId | None] = lambda _: None,
+    observe: Callable[[Progress], None] = lambda _: None,
+    arrived: Callable[[], int] = lambda: 0,
+    offset_s: float = 0.0,
+    metadata: Counts = NOTHING,
+) -> tuple[tuple[Manifest, ...], JobReport]:
+    """Do all items of a prepared request, and build the manifests. Raises the first error that would not pass.
+
+    `prefer` names a node that has an item done already. `observe` gets the progress about once a second; `arrived` says
+    how many source bytes came so far.
+    """
+    began = time.monotonic() - offset_s
+    items = job_items(prepared)
+    total = sum(item.size for item in items)
+    found = {item.index: node for item in items if (node := prefer(item)) is not None}
+    state = JobState(items, executor.nodes(), limit_bytes, replicas, prefer=found)
+    waiting: dict[Future[Any], Command] = {}
+    copied = Counts()
+    copies = 0
+    state, commands = apply(state, Started())
+    while True:
+        for command in commands:
+            match command:
+                case RunItem():
+                    waiting[executor.run(command)] = command
+                case CopyShard():
+                    waiting[executor.copy(command)] = command
+                case Fail(error):
+                    observe(Progress(job, "failed", len(state.done), len(items), arrived(), total))
+                    raise error
+                case Finish():
+                    manifests = build_manifests(prepared, state.done)
+                    report = job_report(job, prepared, manifests, state, metadata + copied, time.monotonic() - began)
+                    observe(Progress(job, "finished", len(items), len(items), total, total))
+                    return manifests, replace(report, copies=copies)
+        done, _ = wait(waiting, timeout=TICK_S, return_when=FIRST_COMPLETED)
+        events = [_event(waiting.pop(future), future, executor) for future in done]
+        for event, future in zip(events, done, strict=True):
+            if isinstance(event, CopyDone):
+                copied, copies = copied + future.result(), copies + 1
+        nodes = executor.nodes()
+        if nodes.keys() != state.nodes.keys():
+            events.append(NodesChanged(nodes))
+        commands = []
+        for event in events:
+            state, more = apply(state, event)
+            commands += more
+        phase = "items" if state.phase == "new" else state.phase
+        retried = sum(state.failures.values())
+        observe(Progress(job, phase, len(state.done), len(items), min(total, arrived()), total, retried))
+
+
+def _event(command: Command, future: Future[Any], executor: Executor) -> Event:
+    error = future.exception()
+    match command:
+        case RunItem(item, node):
+            if error is None:
+                return ItemDone(future.result())
+            typed, passing = executor.as_error(error, ", ".join(file.path for file in item.files[:3]))
+            return ItemFailed(item.index, node, typed, passing)
+        case CopyShard(shard, _, node):
+            if error is None:
+                return CopyDone(shard.key, node)
+            return CopyFailed(shard.key, node, executor.as_error(error, f"shard {shard.key[:12]}")[0])
+        case _:
+            raise AssertionError(f"{command} has no future")
+
+
+def job_items(prepared: Prepared) -> tuple[WorkItem, ...]:
+    """All splits' items in one row, numbered through: the mind's indexes are a job's, a manifest's are a split's."""
+    together = (item for items in prepared.items for item in items)
+    return tuple(replace(item, index=number) for number, item in enumerate(together))
+
+
+def build_manifests(prepared: Prepared, done: Mapping[int, ItemResult]) -> tuple[Manifest, ...]:
+    """One manifest a split, its shards in source order. Raises SchemaConflict when its files disagree."""
+    manifests = []
+    offset = 0
+    for split, items in zip(prepared.splits, prepared.items, strict=True):
+        results = [done[offset + item.index] for item in items]
+        offset += len(items)
+        manifests.append(_manifest(prepared, split.name, items, results))
+    return tuple(manifests)
+
+
+def _manifest(prepared: Prepared, split: str, items: tuple[WorkItem, ...], results: list[ItemResult]) -> Manifest:
+    schemas: dict[str, str] = {}
+    named: dict[str, str] = {}  # schema digest -> the first path that has it, for the error of a conflict
+    shards: list[ShardInfo] = []
+    for item, result in zip(items, results, strict=True):
+        for digest, packed in result.schemas:
+            schemas[digest] = packed
+            named.setdefault(digest, item.files[0].path)
+        shards += [replace(shard, item=item.index) for shard in sorted(result.shards, key=lambda s: s.number)]
+    draft = Manifest(
+        prepared.repo, prepared.config, split, None, "", tuple(sorted(schemas.items())), items, tuple(shards)
+    )
+    # files that are empty altogether have no columns to speak of
+    unified = (
+        unify([(path, draft.arrow_schema_of(digest)) for digest, path in named.items()]) if named else pa.schema([])
+    )
+    digest, packed = pack_schema(unified)
+    schemas[digest] = packed
+    found = features_of(unified)
+    features = dump_features(found) if found is not None else None
+    return replace(draft, schema=digest, schemas=tuple(sorted(schemas.items())), features=features)
+
+
+def job_report(
+    job: str,
+    prepared: Prepared,
+    manifests: tuple[Manifest, ...],
+    state: JobState,
+    counts: Counts,
+    seconds: float,
+) -> JobReport:
+    """Add up what the items' tasks counted."""
+    born: dict[NodeId, list[int]] = {}
+    reused = 0
+    for result in state.done.values():
+        reused += result.reused
+        counts += result.counts
+        tally = born.setdefault(result.node, [0, 0])
+        tally[0] += len(result.shards)
+        tally[1] += sum(shard.size for shard in result.shards)
+    return JobReport(
+        job=job,
+        repo=prepared.request.repo.repo_id,
+        commit=prepared.repo.revision,
+        config=prepared.config,
+        splits=split_reports(manifests),
+        counts=counts,
+        seconds=seconds,
+        nodes=tuple((node, shards, size) for node, (shards, size) in sorted(born.items())),
+        reused_items=reused,
+    )
+
+
+def split_reports(manifests: tuple[Manifest, ...]) -> tuple[SplitReport, ...]:
+    return tuple(
+        SplitReport(m.split, m.id, m.rows, len(m.shards), m.size, sum(item.size for item in m.items)) for m in manifests
+    )
+
+
+def cached_report(job: str, prepared: Prepared, counts: Counts, seconds: float) -> JobReport:
+    """The report of a job that found everything done."""
+    return JobReport(
+        job=job,
+        repo=prepared.request.repo.repo_id,
+        commit=prepared.repo.revision,
+        config=prepared.config,
+        splits=split_reports(prepared.manifests),
+        counts=counts,
+        seconds=seconds,
+        nodes=(),
+        reused_items=sum(len(manifest.items) for manifest in prepared.manifests),
+    )

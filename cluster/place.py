@@ -1,0 +1,94 @@
+"""Work items and replicas -> nodes. Pure.
+
+A ring of hashed points with bounded loads: each item starts at its own point of the ring and takes the first node that
+has room. So loads follow the weights, and when a node comes or goes most items keep their node: only the lost share,
+and the little that the changed bounds push over, moves. (Consistent hashing with bounded loads, Mirrokni et al. 2016.)
+"""
+
+from __future__ import annotations
+
+import hashlib
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping, Sequence
+
+from crucible.refs import NodeId, ShardInfo, WorkItem
+
+POINTS = 64
+"""Ring points of a node of average weight: enough that arcs differ little, few enough that 1,024 nodes stay cheap."""
+SLACK = 1.1
+"""How far above its fair share of bytes a node may go before items walk on: low is even, high is stable."""
+
+
+def assign(items: Sequence[WorkItem], nodes: Mapping[NodeId, float]) -> dict[int, NodeId]:
+    """item index -> node. `nodes` maps node -> weight (> 0, such as free disk bytes). Raises ValueError without nodes.
+
+    Every node's bytes stay within about 1.1 times its fair share, plus one item. The result depends on item keys and
+    on nodes, not on the order of either.
+    """
+    ring = _Ring(nodes)
+    total = sum(item.size + 1 for item in items)
+    room = {node: SLACK * total * share for node, share in ring.shares.items()}
+    homes: dict[int, NodeId] = {}
+    # big items first: they are the ones that would not fit any more at the end
+    for item in sorted(items, key=lambda item: (-item.size, item.key, item.index)):
+        walk = ring.walk(item.key)
+        home = next((node for node in walk if room[node] >= item.size + 1), None)
+        if home is None:  # nothing has room for it whole: to where the most is left
+            home = max(room, key=lambda node: (room[node] / ring.shares[node], node))
+        room[home] -= item.size + 1
+        homes[item.index] = home
+    return homes
+
+
+def replica_targets(
+    shard: ShardInfo, holders: set[NodeId], nodes: Mapping[NodeId, float], replicas: int
+) -> list[NodeId]:
+    """Nodes that should get a copy of `shard` so that `replicas` nodes hold it; [] when enough do.
+
+    The same for the same shard and nodes, wherever it is asked.
+    """
+    missing = min(replicas, len(nodes)) - len(holders & nodes.keys())
+    targets: list[NodeId] = []
+    if missing > 0:
+        for node in _Ring(nodes).walk(shard.key):
+            if node not in holders:
+                targets.append(node)
+                if len(targets) == missing:
+                    break
+    return targets
+
+
+class _Ring:
+    """Nodes as points on a circle of 64-bit hashes, more points for more weight."""
+
+    def __init__(self, nodes: Mapping[NodeId, float]) -> None:
+        if not nodes:
+            raise ValueError("there are no nodes to place work on")
+        whole = sum(nodes.values())
+        even = 1 / len(nodes)
+        self.shares = {node: (weight / whole if whole > 0 else even) for node, weight in nodes.items()}
+        self.shares = {node: max(share, 1e-6) for node, share in self.shares.items()}
+        points = [
+            (_point(f"{node}/{number}"), node)
+            for node, share in self.shares.items()
+            for number in range(max(1, round(POINTS * share / even)))
+        ]
+        points.sort()
+        self._at = [point for point, _ in points]
+        self._node = [node for _, node in points]
+
+    def walk(self, key: str) -> Iterator[NodeId]:
+        """Every node once, in the order met from the key's point on."""
+        start = bisect_left(self._at, _point(key))
+        seen: set[NodeId] = set()
+        for step in range(len(self._at)):
+            node = self._node[(start + step) % len(self._at)]
+            if node not in seen:
+                seen.add(node)
+                yield node
+                if len(seen) == len(self.shares):
+                    return
+
+
+def _point(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")

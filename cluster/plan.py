@@ -1,0 +1,147 @@
+"""Source files -> work items, and what doing them will cost. Pure: nothing here knows a socket, a disk or Ray.
+
+The items of a split are a function of its files and options alone, never of the number of nodes: shard keys follow from
+them, and a laptop and a cluster must leave the same bytes in their stores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from crucible.cluster.place import assign
+from crucible.cluster.resolve import ResolvedSplit
+from crucible.refs import NodeId, RepoRef, SourceFile, WorkItem
+
+BATCH_SHARE = 64
+"""A split is cut into at least about this many items, so that its work spreads over nodes..."""
+BATCH_MIN, BATCH_MAX = 256 << 10, 32 << 20
+"""...but small files are batched up to between these bounds, so that 50,000 of them are not 50,000 tasks."""
+BATCH_FILES = 256
+"""Nor do more files share an item, however small: each costs a round trip, and one node would make all of them."""
+
+
+def plan_items(repo: RepoRef, split: ResolvedSplit, *, shard_bytes: int) -> Iterator[WorkItem]:
+    """Yield the split's work items in source order. Streams; linear in the number of files.
+
+    Consecutive small files share an item up to 1/64 of the split (between 256 KiB and 32 MiB) and up to 256 files; a
+    file above that is an item of its own. `repo` is pinned.
+    """
+    total = sum(file.size for file in split.files)
+    limit = min(BATCH_MAX, max(BATCH_MIN, total // BATCH_SHARE))
+    batch: list[SourceFile] = []
+    size = index = 0
+    for file in split.files:
+        if batch and (size + file.size > limit or len(batch) == BATCH_FILES):
+            yield WorkItem(index, repo, tuple(batch), split.options, shard_bytes)
+            batch, size, index = [], 0, index + 1
+        batch.append(file)
+        size += file.size
+    if batch:
+        yield WorkItem(index, repo, tuple(batch), split.options, shard_bytes)
+
+
+def file_requests(file: SourceFile, *, part_bytes: int) -> tuple[int, int]:
+    """(to the Hub, to its CDN): the requests that bringing one file takes when nothing goes wrong.
+
+    An LFS file is resolved once and then read in parts from where the Hub redirected to; a regular file is answered by
+    the Hub itself, in parts; an empty file is not asked for at all.
+    """
+    parts = -(-file.size // part_bytes)
+    if file.lfs:
+        return (1 if parts else 0), parts
+    return parts, 0
+
+
+@dataclass(frozen=True, slots=True)
+class NodePlan:
+    """What one node will do. Bytes of shards are estimates (`~`) unless the manifest is known already."""
+
+    node: NodeId
+    items: int
+    hub_bytes: int
+    """Source bytes this node brings from the Hub. Exact."""
+    peer_bytes: int
+    """Shard bytes that come from other nodes: replicas, and what this node's ranks read in the first epoch."""
+    disk_bytes: int
+    """Shard bytes that this node's ranks read from its own disk in the first epoch."""
+    requests: int
+    """To the Hub and its CDN. Exact when nothing goes wrong."""
+    peak_disk_bytes: int
+    """Shards kept here, and the biggest source file beside them while it is converted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a prefetch would move, and what each rank would then read. Made before a byte of data moves."""
+
+    repo: str
+    commit: str
+    config: str
+    splits: tuple[str, ...]
+    nodes: tuple[NodePlan, ...]
+    files: int
+    source_bytes: int
+    requests: int
+    """All that the run will send to the Hub and its CDN, metadata included. Exact when nothing goes wrong."""
+    rows: int | None
+    """Exact from parquet footers or a manifest; from the card where only it knows (`rows_from`); else None."""
+    rows_from: str
+    """`manifest`, `footers`, `card` or `unknown`."""
+    ranks: tuple[tuple[int, int], ...]
+    """(rows, steps) of each rank in an epoch; empty when the rows are not known."""
+    batch: int
+    cached: bool
+    """True when this node's store has the manifest already: the run moves nothing from the Hub."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """The inputs of `cost`: one split's items with what is known about the bytes they become."""
+
+    items: Sequence[WorkItem]
+    shard_bytes: Mapping[int, int]
+    """item index -> estimated bytes of its shards."""
+
+
+def cost(
+    splits: Iterable[Cost], nodes: Mapping[NodeId, float], *, part_bytes: int, replicas: int, reads_all: bool
+) -> tuple[NodePlan, ...]:
+    """What each node does when the items are placed by `place.assign`. `nodes` maps node -> weight.
+
+    `reads_all` says that every node's ranks read every shard (true for an exact shuffle and for source order).
+    """
+    tallies = {node: [0, 0, 0, 0, 0, 0] for node in nodes}  # items, hub bytes, peer bytes, own bytes, requests, biggest
+    everything = 0
+    seen: set[str] = set()
+    for split in splits:
+        homes = assign(split.items, nodes)
+        for item in split.items:
+            one = tallies[homes[item.index]]
+            one[0] += 1
+            if item.key in seen:  # the same content under another name: whoever comes second finds it done
+                continue
+            seen.add(item.key)
+            one[1] += item.size
+            made = split.shard_bytes[item.index]
+            everything += made
+            one[3] += made
+            one[4] += sum(sum(file_requests(file, part_bytes=part_bytes)) for file in item.files)
+            one[5] = max(one[5], item.size)
+    copies = max(0, min(replicas, len(nodes)) - 1)
+    plans = []
+    for node, (items, hub, _, own, requests, biggest) in tallies.items():
+        replica_bytes = (everything - own) * copies // max(1, len(nodes) - 1)
+        pulled = everything - own - replica_bytes if reads_all else 0
+        plans.append(
+            NodePlan(
+                node=node,
+                items=items,
+                hub_bytes=hub,
+                peer_bytes=replica_bytes + pulled,
+                disk_bytes=own + replica_bytes,
+                requests=requests,
+                peak_disk_bytes=own + replica_bytes + pulled + biggest,
+            )
+        )
+    return tuple(plans)

@@ -1,0 +1,146 @@
+"""From a request to what must be done: ask the Hub, resolve, cut into items; or find that all is here. Does the I/O of
+resolution, so that `resolve`, `plan` and `place` need none. Runs in the coordinator, or in a process without Ray.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from crucible.cache.store import Store
+from crucible.cluster.plan import plan_items
+from crucible.cluster.resolve import ResolvedConfig, ResolvedSplit, choose, resolve
+from crucible.config import Settings
+from crucible.errors import CorruptFile, OfflineMode, ScriptRepo
+from crucible.formats.footer import ParquetFooter, footer_tail, parse_footer
+from crucible.hub.client import Repo, is_folder, open_repo
+from crucible.manifest import Manifest
+from crucible.refs import ByteRange, DataRequest, ReadOptions, RepoRef, SourceFile, WorkItem
+from crucible.report import Tally
+
+METADATA_FILES = ("README.md", ".huggingface.yaml", "dataset_infos.json")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A request, pinned and resolved. The store had everything if `manifests` is full; else `items` say what to do."""
+
+    request: DataRequest
+    repo: RepoRef
+    """Pinned."""
+    config: str
+    splits: tuple[ResolvedSplit, ...]
+    items: tuple[tuple[WorkItem, ...], ...]
+    """The work items of each split."""
+    manifests: tuple[Manifest, ...]
+    survey: Mapping[str, Any]
+    """Configs and splits of the repo, as `Store.put_survey` keeps them."""
+
+    @property
+    def cached(self) -> bool:
+        return bool(self.manifests)
+
+    @property
+    def revisions(self) -> tuple[str, ...]:
+        return (self.request.repo.revision,)
+
+
+def prepare(request: DataRequest, settings: Settings, store: Store, tally: Tally, *, again: bool = False) -> Prepared:
+    """Pin, list and resolve. One request when the store has the commit's manifests, none when the revision is a commit.
+
+    `again` resolves although the manifests are known: shards of them are gone and must be re-made.
+    Raises a RepoError, OfflineMode, or a TransferError when the Hub cannot be asked.
+    """
+    if settings.offline and not is_folder(request.repo.repo_id):
+        return _offline(request, store)
+    with open_repo(request.repo, settings, tally) as repo:
+        pinned = repo.pin(request.repo)
+        if not again and (warm := _from_store(request, pinned, store)) is not None:
+            return warm
+        configs = survey_repo(repo, pinned)
+    config, splits = choose(pinned, configs, request.config, request.split)
+    splits = tuple(replace(split, options=replace(split.options, columns=request.columns)) for split in splits)
+    items = tuple(tuple(plan_items(pinned, split, shard_bytes=settings.shard_bytes)) for split in splits)
+    return Prepared(request, pinned, config.name, splits, items, (), _describe(pinned, configs))
+
+
+def survey_repo(repo: Repo, pinned: RepoRef) -> tuple[ResolvedConfig, ...]:
+    """List a pinned repo once, read its few metadata files, and resolve its configs."""
+    files = list(repo.files(pinned))
+    texts = {
+        file.path: repo.read(pinned, file).decode("utf-8", "replace") for file in files if file.path in METADATA_FILES
+    }
+    card, extra, infos = (texts.get(path) for path in METADATA_FILES)
+    try:
+        return resolve(pinned, files, card, extra_yaml=extra, legacy_infos=infos)
+    except ScriptRepo:  # only now is it worth a request to see whether the Hub has a parquet copy to recommend
+        return resolve(pinned, files, card, refs=repo.revisions(pinned))
+
+
+def footers(repo: Repo, pinned: RepoRef, files: tuple[SourceFile, ...]) -> dict[str, ParquetFooter]:
+    """path -> footer of every parquet file, read by range: row counts and sizes before the data moves."""
+    found = {}
+    for file in files:
+        wanted: ByteRange | ParquetFooter = footer_tail(file.size)
+        for _ in range(3):
+            assert isinstance(wanted, ByteRange)
+            wanted = parse_footer(file.path, file.size, repo.read(pinned, file, wanted))
+            if isinstance(wanted, ParquetFooter):
+                found[file.path] = wanted
+                break
+        else:
+            raise CorruptFile(file.path, "its end", "the parquet footer never fits its own length")
+    return found
+
+
+def _describe(pinned: RepoRef, configs: tuple[ResolvedConfig, ...]) -> dict[str, Any]:
+    return {
+        "commit": pinned.revision,
+        "configs": {config.name: [split.name for split in config.splits] for config in configs},
+        "default": next((config.name for config in configs if config.default), None),
+    }
+
+
+def _from_store(request: DataRequest, pinned: RepoRef, store: Store) -> Prepared | None:
+    """The request from manifests that are here, or None when one is missing."""
+    survey = store.get_survey(pinned)
+    if survey is None:
+        return None
+    try:
+        known = tuple(
+            ResolvedConfig(name, tuple(_split_name(split) for split in splits), name == survey["default"])
+            for name, splits in survey["configs"].items()
+        )
+    except (KeyError, TypeError, AttributeError):
+        return None  # written by something else: resolve again
+    config, splits = choose(pinned, known, request.config, request.split)
+    ids = store.find_manifests(pinned, config.name, request.columns)
+    if any(split.name not in ids for split in splits):
+        return None
+    manifests = tuple(store.get_manifest(ids[split.name]) for split in splits)
+    return Prepared(request, pinned, config.name, (), (), manifests, survey)
+
+
+def _split_name(name: str) -> ResolvedSplit:
+    return ResolvedSplit(name, (), ReadOptions("remembered"), None)
+
+
+def _offline(request: DataRequest, store: Store) -> Prepared:
+    survey = store.get_survey(request.repo)
+    if survey is None:
+        raise OfflineMode(str(request.repo))
+    pinned = replace(request.repo, revision=str(survey["commit"]))
+    prepared = _from_store(request, pinned, store)
+    if prepared is None:
+        raise OfflineMode(f"{request.repo}, config {request.config or 'default'}, split {request.split or 'all'}")
+    return prepared
+
+
+def remember(prepared: Prepared, manifests: tuple[Manifest, ...], store: Store) -> None:
+    """Keep a job's manifests, and let the commit and the revision that was asked for point to them."""
+    for manifest in manifests:
+        store.put_manifest(manifest, prepared.revisions)
+    commit = prepared.repo
+    for ref in {commit, *(replace(commit, revision=name) for name in prepared.revisions)}:
+        store.put_survey(ref, dict(prepared.survey))

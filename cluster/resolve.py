@@ -1,0 +1,262 @@
+"""From a pinned repo's tree listing and its card to configs, splits and files. Pure; exactly what `datasets` 5.2 gives.
+
+The card's `configs:` decide where there are any; else the conventions on names do (`patterns.DEFAULT_PATTERNS`). One
+builder serves all configs: the one that the most common extension of the first config asks for.
+
+A config that cannot be used (a file it names is missing, its format has no reader yet) does not spoil the others:
+the reason stays with it and `choose` raises it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from crucible.card import Card, CardConfig, CardInfo, parse_card
+from crucible.cluster.builders import DATA_EXTENSIONS, READABLE, Builder, infer_builder, keep_files_of
+from crucible.cluster.patterns import BadPattern, Listing
+from crucible.errors import (
+    ConfigNotFound,
+    ConfigRequired,
+    CrucibleError,
+    InvalidCard,
+    NoDataFiles,
+    ScriptRepo,
+    SplitNotFound,
+    UnsafePath,
+    UnsupportedFormat,
+)
+from crucible.feature_types import Feature, dump_features
+from crucible.refs import ReadOptions, RepoRef, SourceFile, safe_repo_path
+
+CONVERT_REF = "refs/convert/parquet"
+"""Where the Hub keeps its own parquet copy of a repo."""
+
+_OUTSIDE = re.compile(r"^(?:[a-z][a-z0-9+.-]*://|/|[A-Za-z]:[\\/])|(?:^|/)\.\.(?:/|$)|::")
+
+_USED_PARAMS = {
+    "csv": (
+        "sep delimiter header names column_names skiprows quotechar escapechar doublequote quoting skipinitialspace "
+        "na_values keep_default_na na_filter true_values false_values skip_blank_lines thousands decimal encoding "
+        "encoding_errors usecols on_bad_lines comment index_col lineterminator nrows skipfooter"
+    ),
+    "json": "field encoding encoding_errors on_mixed_types",
+    "text": "encoding encoding_errors keep_linebreaks sample_by",
+    "parquet": "columns filters",
+    "arrow": "",
+}
+"""Settings of a builder that change the rows. Others of the card's keys are ignored, as `datasets` ignores them."""
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedSplit:
+    name: str
+    files: tuple[SourceFile, ...]
+    """In the order their rows come."""
+    options: ReadOptions
+    declared_rows: int | None
+    """`num_examples` of the card, to check the rows against."""
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedConfig:
+    name: str
+    splits: tuple[ResolvedSplit, ...]
+    default: bool
+    problem: CrucibleError | None = None
+    """Why this config cannot be used; `choose` raises it."""
+
+
+def resolve(
+    repo: RepoRef,
+    files: Iterable[SourceFile],
+    card: str | None,
+    *,
+    refs: Sequence[str] = (),
+    extra_yaml: str | None = None,
+    legacy_infos: str | None = None,
+) -> tuple[ResolvedConfig, ...]:
+    """All configs of a repo, in the card's order.
+
+    `files` is the whole recursive listing, `card` the text of README.md, `extra_yaml` that of `.huggingface.yaml`,
+    `legacy_infos` that of `dataset_infos.json`; `refs` are the repo's refs (they only improve ScriptRepo's advice).
+    Raises ScriptRepo, InvalidCard, NoDataFiles and UnsupportedFormat.
+    """
+    listing = Listing(files)
+    script = f"{repo.repo_id.rpartition('/')[2]}.py"
+    if script in listing.by_path:
+        raise ScriptRepo(repo.repo_id, script, CONVERT_REF if CONVERT_REF in refs else "")
+    parsed = parse_card(repo.repo_id, card, extra_yaml, legacy_infos)
+    default = parsed.default_config(repo.repo_id)
+    builder, splits = _infer(repo, listing, parsed)
+    if not parsed.configs:
+        kept = tuple((name, keep_files_of(builder.name, found)) for name, found in splits)
+        return (_without_configs(repo, parsed, builder, kept, default in (None, "default")),)
+    return tuple(
+        _with_config(repo, listing, parsed, builder, config, config.name == default) for config in parsed.configs
+    )
+
+
+_Splits = tuple[tuple[str, tuple[SourceFile, ...]], ...]
+
+
+def _infer(repo: RepoRef, listing: Listing, card: Card) -> tuple[Builder, _Splits]:
+    """The builder of the whole repo, and the splits it was seen in: the first config's, looked up from the root."""
+    first = card.configs[0] if card.configs else None
+    patterns = first.data_files if first is not None else None
+    if patterns is None:
+        patterns = _default_patterns(repo, listing, "")
+    splits = _select(repo, listing, patterns, "")
+    builders = {name: infer_builder(found) for name, found in splits}
+    distinct = set(builders.values())
+    if len(distinct) > 1:
+        said = ", ".join(f"{name}: {made.name if made else 'nothing'}" for name, made in builders.items())
+        raise UnsupportedFormat(f"{repo.repo_id}: splits of different formats ({said})", READABLE)
+    builder = next(iter(distinct), None)
+    if builder is None:
+        raise NoDataFiles(repo.repo_id, "no file has an extension of a known format")
+    return builder, splits
+
+
+def _default_patterns(repo: RepoRef, listing: Listing, base: str) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    try:
+        patterns = listing.default_patterns(base)
+    except ValueError as error:
+        raise NoDataFiles(repo.repo_id, str(error)) from error
+    if patterns is None:
+        raise NoDataFiles(repo.repo_id, f"nothing in {base}" if base else "the repo has no files that could be data")
+    return tuple(patterns.items())
+
+
+def _select(repo: RepoRef, listing: Listing, patterns: tuple[tuple[str, tuple[str, ...]], ...], base: str) -> _Splits:
+    for pattern in (one for _, many in patterns for one in many):
+        if _OUTSIDE.search(pattern):
+            raise InvalidCard(repo.repo_id, "README.md", f"data file {pattern!r} is outside this repo")
+    try:
+        return tuple((split, listing.select(many, base, DATA_EXTENSIONS)) for split, many in patterns)
+    except FileNotFoundError as error:
+        raise NoDataFiles(repo.repo_id, f"the card names {error}, which is not there") from error
+    except BadPattern as error:
+        raise InvalidCard(repo.repo_id, "README.md", str(error)) from error
+
+
+def _without_configs(repo: RepoRef, card: Card, builder: Builder, splits: _Splits, default: bool) -> ResolvedConfig:
+    """The single config `default`. Beside a lone `dataset_info` of another name it has to be asked for by name."""
+    info = card.infos.get("default")
+    return _resolved("default", default, builder, splits, {}, None, info, _problem(repo, builder, splits))
+
+
+def _with_config(
+    repo: RepoRef, listing: Listing, card: Card, builder: Builder, config: CardConfig, default: bool
+) -> ResolvedConfig:
+    base = config.data_dir
+    try:
+        if _OUTSIDE.search(base):
+            raise InvalidCard(repo.repo_id, "README.md", f"data_dir {base!r} is outside this repo")
+        base = "/".join(part for part in base.split("/") if part not in ("", "."))
+        patterns = config.data_files
+        if patterns is None:
+            patterns = _default_patterns(repo, listing, base)
+        splits = _select(repo, listing, patterns, base)
+        problem = _problem(repo, builder, splits)
+    except CrucibleError as error:
+        splits, problem = (), error
+    return _resolved(
+        config.name,
+        default,
+        builder,
+        splits,
+        config.params,
+        config.features,
+        card.infos.get(config.name),
+        problem,
+    )
+
+
+def _problem(repo: RepoRef, builder: Builder, splits: _Splits) -> CrucibleError | None:
+    if builder.name not in READABLE:
+        return UnsupportedFormat(f"{repo.repo_id} ({builder.name})", READABLE)
+    if not any(found for _, found in splits):
+        return NoDataFiles(repo.repo_id, "no file matches the patterns of the card")
+    for path in (file.path for _, found in splits for file in found):
+        try:
+            safe_repo_path(repo.repo_id, path)
+        except UnsafePath as error:
+            return error
+    return None
+
+
+def _resolved(
+    name: str,
+    default: bool,
+    builder: Builder,
+    splits: _Splits,
+    params: Mapping[str, Any],
+    features: dict[str, Feature] | None,
+    info: CardInfo | None,
+    problem: CrucibleError | None,
+) -> ResolvedConfig:
+    options = _options(builder, params, _declared(builder.name, features, info))
+    rows = info.rows if info is not None else {}
+    return ResolvedConfig(
+        name,
+        tuple(ResolvedSplit(split, found, options, rows.get(split)) for split, found in splits),
+        default,
+        problem,
+    )
+
+
+def _declared(builder: str, features: dict[str, Feature] | None, info: CardInfo | None) -> dict[str, Feature] | None:
+    """The features that win: those of `dataset_info`, else the config's own.
+
+    With an entry in `dataset_info` that has no features, `datasets` drops the config's for parquet, json and arrow, and
+    so does this; csv and text read by the config's in any case.
+    """
+    if info is None or builder in ("csv", "text"):
+        return info.features if info is not None and info.features is not None else features
+    return info.features
+
+
+def _options(builder: Builder, params: Mapping[str, Any], features: dict[str, Feature] | None) -> ReadOptions:
+    used = _USED_PARAMS.get(builder.name, "").split()
+    merged = dict(builder.params)
+    for key, value in params.items():
+        if key in used and value is not None:
+            merged[key] = json.dumps(value, sort_keys=True, default=str)
+    columns = merged.pop("columns", None)
+    return ReadOptions(
+        builder=builder.name,
+        params=tuple(sorted(merged.items())),
+        features=None if features is None else dump_features(features),
+        columns=None if columns is None else tuple(json.loads(columns)),
+    )
+
+
+def choose(
+    repo: RepoRef, configs: Sequence[ResolvedConfig], config: str | None, split: str | None
+) -> tuple[ResolvedConfig, tuple[ResolvedSplit, ...]]:
+    """The config and splits a request means: None is the default config, and all splits.
+
+    Raises ConfigRequired, ConfigNotFound or SplitNotFound, which name what there is, or the config's own problem.
+    """
+    names = [one.name for one in configs]
+    if config is None:
+        chosen = next((one for one in configs if one.default), None)
+        if chosen is None:
+            raise ConfigRequired(repo.repo_id, names)
+    else:
+        found = [one for one in configs if one.name == config]
+        if not found:
+            raise ConfigNotFound(repo.repo_id, config, names)
+        chosen = found[0]
+    if chosen.problem is not None:
+        raise chosen.problem
+    if split is None:
+        return chosen, chosen.splits
+    wanted = tuple(one for one in chosen.splits if one.name == split)
+    if not wanted:
+        raise SplitNotFound(repo.repo_id, chosen.name, split, [one.name for one in chosen.splits])
+    return chosen, wanted

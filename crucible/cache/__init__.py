@@ -1,0 +1,1 @@
+"""The node's store: shards, manifests and partial downloads on disk."""

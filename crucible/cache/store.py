@@ -1,0 +1,324 @@
+"""One node's store: shards, item records, manifests and refs under `home`. The only code that knows the layout.
+
+<home>/VERSION                          the layout's number
+<home>/shards/ab/<key>.arrow            a shard; visible by this name only when whole, verified and fsynced
+<home>/items/ab/<key>.json              an item whose shards are all there: what it gave
+<home>/manifests/<id>.json              content-addressed, never changed
+<home>/refs/<repo>/<revision>/<config>/<split>.json   where a name points: commit and manifest id
+<home>/tmp/<host>-<pid>-<random>/       work in progress of one process; removed by it, or by the next one
+<home>/locks/<name>.lock                saves double work between processes; correctness never rests on it
+<home>/quarantine/                      shards whose bytes turned out wrong, kept for a look
+<home>/agent.json, <home>/secret        see `workers.serve`
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import secrets
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, unquote
+
+from filelock import FileLock, Timeout
+
+from crucible.errors import DiskFull, ManifestError, StoreError, StoreReadOnly, StoreVersion
+from crucible.manifest import Manifest, manifest_from_json
+from crucible.refs import NodeId, RepoRef, ShardInfo, WorkItem, digest_of
+from crucible.report import ItemResult
+
+LAYOUT = "1"
+LOCK_WAIT_S = 900.0
+"""Longer than one work item takes on a slow link; a healthy holder is done by then."""
+_KEY_CHARS = frozenset("0123456789abcdef")
+
+
+def is_key(text: str) -> bool:
+    """True for what may name a shard, an item or a manifest: 64 lower-case hex digits. Nothing else reaches a path."""
+    return len(text) == 64 and _KEY_CHARS.issuperset(text)
+
+
+@contextmanager
+def disk_errors(path: Path, need: str = "") -> Iterator[None]:
+    """Translate what a disk says into DiskFull, StoreReadOnly or StoreError naming `path`."""
+    try:
+        yield
+    except StoreError:
+        raise
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFull(str(path), need) from error
+        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise StoreReadOnly(str(path), os.strerror(error.errno)) from error
+        raise StoreError(str(path), str(error)) from error
+
+
+class Store:
+    """A node's store.
+
+    Concurrency: any number of threads and processes of one node may use one store at once. Everything visible is
+    made by rename, so a crash leaves at most a folder in `tmp`, which the next `workspace()` removes.
+    A store on a read-only disk serves what it has; writing raises StoreReadOnly.
+    """
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        try:
+            found = (home / "VERSION").read_text().strip()
+        except OSError:
+            return  # no store yet: the first write makes one
+        if found != LAYOUT:
+            raise StoreVersion(str(home), f"a store of layout {found}, this crucible reads {LAYOUT}")
+
+    # --- shards
+
+    def shard_path(self, key: str) -> Path:
+        if not is_key(key):
+            raise StoreError(str(self.home), f"{key!r} is not a shard key")
+        return self.home / "shards" / key[:2] / f"{key}.arrow"
+
+    def has_shard(self, shard: ShardInfo) -> bool:
+        """True if the shard is here with the right length. (Its bytes were verified before it got its name.)"""
+        try:
+            return self.shard_path(shard.key).stat().st_size == shard.size
+        except OSError:
+            return False
+
+    def commit_shard(self, draft: Path, key: str) -> Path:
+        """Give a finished, verified, fsynced file in a workspace its visible name. Replaces an equal one."""
+        target = self.shard_path(key)
+        with disk_errors(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(draft, target)
+            _fsync_folder(target.parent)
+        return target
+
+    def quarantine(self, key: str) -> None:
+        """Take a shard whose bytes are wrong out of sight. Readers that have it mapped keep what they mapped."""
+        target = self.home / "quarantine" / f"{key}.{secrets.token_hex(4)}.arrow"
+        with disk_errors(target), suppress(FileNotFoundError):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(self.shard_path(key), target)
+
+    def shards(self) -> Iterator[tuple[str, int]]:
+        """(key, size in bytes) of every visible shard, in no order."""
+        for entry in _entries(self.home / "shards", "arrow"):
+            with suppress(FileNotFoundError):
+                yield entry.name.partition(".")[0], entry.stat().st_size
+
+    def item_keys(self) -> Iterator[str]:
+        """Keys of the items recorded here, in no order. `get_item` tells whether all their shards still are."""
+        for entry in _entries(self.home / "items", "json"):
+            yield entry.name.partition(".")[0]
+
+    # --- items
+
+    def _item_path(self, key: str) -> Path:
+        return self.home / "items" / key[:2] / f"{key}.json"
+
+    def put_item(self, result: ItemResult) -> None:
+        """Record that all shards of an item are here. Called after the last of them was committed."""
+        record = {"shards": [asdict(shard) for shard in result.shards], "schemas": result.schemas}
+        self._write(self._item_path(result.key), json.dumps(record).encode())
+
+    def get_item(self, item: WorkItem, node: NodeId) -> ItemResult | None:
+        """The result of an item that this store has in full, or None. An unreadable record counts as None."""
+        try:
+            record = json.loads(self._item_path(item.key).read_bytes())
+            shards = tuple(ShardInfo(**{**shard, "item": item.index}) for shard in record["shards"])
+            schemas = tuple((digest, packed) for digest, packed in record["schemas"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        if not all(self.has_shard(shard) for shard in shards):
+            return None
+        return ItemResult(item.index, item.key, node, shards, schemas, reused=True)
+
+    # --- manifests and the names that point to them
+
+    def put_manifest(self, manifest: Manifest, revisions: tuple[str, ...] = ()) -> None:
+        """Keep a manifest and let its commit, and each of `revisions`, point to it."""
+        self._write(self.home / "manifests" / f"{manifest.id}.json", manifest.to_json())
+        pointer = json.dumps({"commit": manifest.repo.revision, "manifest": manifest.id}).encode()
+        columns = manifest.items[0].options.columns if manifest.items else None
+        for revision in {manifest.repo.revision, *revisions}:
+            ref = RepoRef(manifest.repo.repo_id, revision, manifest.repo.repo_type)
+            folder = self._ref_folder(ref) / _variant(manifest.config, columns)
+            self._write(folder / f"{_part(manifest.split)}.json", pointer)
+
+    def get_manifest(self, manifest_id: str) -> Manifest:
+        """Read and check a manifest. Raises ManifestError when it is missing or altered."""
+        if not is_key(manifest_id):
+            raise ManifestError(manifest_id[:12], "is not a manifest id")
+        try:
+            data = (self.home / "manifests" / f"{manifest_id}.json").read_bytes()
+        except OSError as error:
+            raise ManifestError(
+                manifest_id[:12], f"is not in {self.home} ({error.strerror}); prefetch again"
+            ) from error
+        return manifest_from_json(data, manifest_id)
+
+    def find_manifests(self, repo: RepoRef, config: str, columns: tuple[str, ...] | None = None) -> dict[str, str]:
+        """Split name -> manifest id for a repo at a revision, as far as this store knows them."""
+        found = {}
+        with suppress(OSError):
+            for path in sorted((self._ref_folder(repo) / _variant(config, columns)).glob("*.json")):
+                with suppress(ValueError, KeyError, TypeError):
+                    manifest_id = json.loads(path.read_bytes())["manifest"]
+                    found[_unpart(path.stem)] = str(manifest_id)
+        return found
+
+    def put_survey(self, repo: RepoRef, survey: dict[str, Any]) -> None:
+        """Remember which configs and splits a revision has, for offline use."""
+        self._write(self._ref_folder(repo) / "repo.json", json.dumps(survey).encode())
+
+    def get_survey(self, repo: RepoRef) -> dict[str, Any] | None:
+        """What `put_survey` remembered, or None."""
+        try:
+            survey = json.loads((self._ref_folder(repo) / "repo.json").read_bytes())
+        except (OSError, ValueError):
+            return None
+        return survey if isinstance(survey, dict) else None
+
+    def manifests(self) -> Iterator[Manifest]:
+        """Every readable manifest here, by id."""
+        with suppress(OSError):
+            for path in sorted((self.home / "manifests").glob("*.json")):
+                with suppress(ManifestError, OSError):
+                    yield manifest_from_json(path.read_bytes(), path.stem)
+
+    def _ref_folder(self, repo: RepoRef) -> Path:
+        return self.home / "refs" / _part(f"{repo.repo_type}s/{repo.repo_id}") / _part(repo.revision)
+
+    # --- files
+
+    def read_small(self, name: str) -> bytes | None:
+        """A small file at the root of the store (`agent.json`, `secret`), or None."""
+        try:
+            return (self.home / name).read_bytes()
+        except OSError:
+            return None
+
+    def write_small(self, name: str, data: bytes, mode: int = 0o644) -> None:
+        self._write(self.home / name, data, mode)
+
+    @contextmanager
+    def lock(self, name: str) -> Iterator[None]:
+        """Hold a lock between the processes of this node. It saves double work; nothing is wrong without it.
+
+        So a holder that hangs is waited for `LOCK_WAIT_S` and then passed by, and a disk without real locks is fine.
+        """
+        path = self.home / "locks" / f"{name}.lock"
+        lock = FileLock(path)
+        with disk_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with suppress(Timeout):
+                lock.acquire(timeout=LOCK_WAIT_S)
+        try:
+            yield
+        finally:
+            lock.release()
+
+    @contextmanager
+    def workspace(self) -> Iterator[Path]:
+        """A fresh folder on the store's own disk, removed at the end. Folders of dead processes are removed first."""
+        root = self.home / "tmp"
+        with disk_errors(root):
+            root.mkdir(parents=True, exist_ok=True)
+            self._stamp()
+            _sweep(root)
+            folder = Path(tempfile.mkdtemp(prefix=f"{socket.gethostname()}-{os.getpid()}-", dir=root))
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def free_bytes(self) -> int:
+        """Bytes this process may still write on the store's disk."""
+        folder = self.home
+        while not folder.exists() and folder != folder.parent:
+            folder = folder.parent
+        return shutil.disk_usage(folder).free
+
+    def _stamp(self) -> None:
+        if not (self.home / "VERSION").exists():
+            _write_atomic(self.home / "VERSION", LAYOUT.encode() + b"\n", 0o644)
+
+    def _write(self, path: Path, data: bytes, mode: int = 0o644) -> None:
+        with disk_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._stamp()
+            _write_atomic(path, data, mode)
+
+
+def _entries(root: Path, kind: str) -> Iterator[os.DirEntry[str]]:
+    """Files named <key>.<kind> in the two-letter folders under `root`."""
+    with suppress(FileNotFoundError), os.scandir(root) as folders:
+        for folder in folders:
+            with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
+                for entry in entries:
+                    key, dot, suffix = entry.name.partition(".")
+                    if dot and suffix == kind and is_key(key):
+                        yield entry
+
+
+def _write_atomic(path: Path, data: bytes, mode: int) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    try:
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _sweep(root: Path) -> None:
+    """Remove the folders of this host's dead processes. Another host's (a shared disk) are left alone."""
+    host = socket.gethostname()
+    for folder in root.iterdir():
+        name, _, rest = folder.name.rpartition("-")
+        owner, _, pid = name.rpartition("-")
+        if rest and owner == host and pid.isdigit() and not _alive(int(pid)):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _fsync_folder(folder: Path) -> None:
+    """Make a rename last over a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _part(name: str) -> str:
+    """A repo, revision, config or split name as one folder name: reversible, and never `.` or `..`."""
+    return quote(name, safe="").replace(".", "%2E")
+
+
+def _variant(config: str, columns: tuple[str, ...] | None) -> str:
+    """Folder of one config's pointers; a column subset is another dataset, so it has another folder."""
+    return _part(config) if columns is None else f"{_part(config)}+{digest_of({'columns': columns})[:16]}"
+
+
+def _unpart(part: str) -> str:
+    return unquote(part)

@@ -1,0 +1,94 @@
+"""`crucible prefetch`: bring a repo into the stores of a cluster."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from crucible.cli import options
+from crucible.cli.progress import Watch
+from crucible.cli.show import count, human, print_facts, print_json, print_table
+
+if TYPE_CHECKING:
+    from crucible.report import JobReport
+
+
+@click.command("prefetch")
+@options.data
+@options.columns
+@options.replicas
+@options.address
+@click.option("--nodes", metavar="N", type=click.IntRange(min=1), help="Use at most this many nodes.")
+@options.as_json
+@options.quiet
+def command(as_json: bool, quiet: bool, **request: Any) -> None:
+    """Bring REPO into the stores of a cluster, each byte once.
+
+    Each file is verified while it arrives and converted into Arrow shards. REPO is a dataset's name on the Hub, or a
+    folder (./my-repo). Without --address (or RAY_ADDRESS) Ray is started on
+    this machine and ends with the command. What is in the stores already is not fetched again.
+
+    \b
+    Example:
+      crucible prefetch openai/gsm8k --config main
+      crucible prefetch openai/gsm8k --config main --split train --address auto
+    """
+    from crucible import session
+
+    with Watch(request["repo"], quiet=quiet) as watch:
+        report = session.prefetch(**request, on_progress=watch.update)
+    if as_json:
+        print_json(as_dict(report))
+    else:
+        show(report)
+
+
+def as_dict(report: JobReport) -> dict[str, Any]:
+    """The report with its sums, as docs/cli.md names them."""
+    nodes = [{"node": node, "shards": shards, "bytes": size} for node, shards, size in report.nodes]
+    return {
+        **asdict(report),
+        "rows": report.rows,
+        "source_bytes": report.source_bytes,
+        "requests": report.counts.requests,
+        "hub_ratio": ratio(report),
+        "nodes": nodes,
+    }
+
+
+def ratio(report: JobReport) -> float | None:
+    """Bytes from the Hub over bytes of the repo's files: 1.0 when each left the Hub once. None for no bytes."""
+    return round(report.counts.hub_bytes / report.source_bytes, 4) if report.source_bytes else None
+
+
+def show(report: JobReport) -> None:
+    counts = report.counts
+    shards, size = sum(split.shards for split in report.splits), sum(split.size for split in report.splits)
+    facts = [
+        ("job", report.job),
+        ("data", f"{report.repo}@{report.commit[:12]}, config {report.config}"),
+        ("rows", ", ".join(f"{split.split} {split.rows:,}" for split in report.splits)),
+        ("shards", f"{shards:,}, {human(size)}"),
+        ("from the Hub", _from_hub(report)),
+        ("from this disk", human(counts.local_bytes) if counts.local_bytes else ""),
+        ("from peers", human(counts.peer_bytes) if counts.peer_bytes else ""),
+        ("requests", f"{counts.requests:,} to the Hub" if counts.requests else ""),
+        ("retries", f"{counts.retries:,}" if counts.retries else ""),
+        ("replicas", f"{report.copies:,} made" if report.copies else ""),
+        ("in the stores", f"{count(report.reused_items, 'item')} already" if report.reused_items else ""),
+        ("seconds", f"{report.seconds:.1f}"),
+    ]
+    print_facts((name, value) for name, value in facts if value)
+    if report.nodes:
+        click.echo()
+        print_table(("node", "shards", "bytes"), [(node[:16], f"{n:,}", human(b)) for node, n, b in report.nodes])
+
+
+def _from_hub(report: JobReport) -> str:
+    """Empty for a repo that is a folder: nothing could have come from the Hub."""
+    hub = ratio(report)
+    if report.counts.local_bytes or hub is None:
+        return ""
+    return f"{human(report.counts.hub_bytes)} of {human(report.source_bytes)} ({hub:.2f}x)"

@@ -1,0 +1,182 @@
+"""Settings, read once from the environment at the edge. Nothing else in crucible reads `os.environ`.
+
+The ecosystem's own names come first (HF_*, RANK, WORLD_SIZE, RAY_ADDRESS), then CRUCIBLE_*.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from crucible.errors import UsageError
+
+DEFAULT_ENDPOINT = "https://huggingface.co"
+_TRUE = {"1", "ON", "YES", "TRUE"}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:I?B)?", re.IGNORECASE)
+
+
+class Token(str):
+    """The Hub token. Its repr hides it, so that a log line or a traceback of a settings object cannot leak it."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "Token(***)"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that can be set from outside. Make one with `Settings.from_env()`; change a field with `replace`."""
+
+    home: Path
+    """Root of this node's store."""
+    endpoint: str = DEFAULT_ENDPOINT
+    """Origin of the Hub, without a slash at the end."""
+    token: Token | None = field(default=None, repr=False)
+    """Goes to `endpoint`'s origin only."""
+    offline: bool = False
+    hub_cache: Path = Path("~/.cache/huggingface/hub")
+    agent_url: str | None = None
+    """This node's agent, when discovery through `home` is not enough (CRUCIBLE_AGENT)."""
+    ray_address: str | None = None
+    rank: int | None = None
+    world_size: int | None = None
+    shard_bytes: int = 64 << 20
+    """Target size of one shard in bytes of Arrow data. 64 MiB: big enough that a peer fetch is mostly bytes and not
+    round trips, small enough that shards spread evenly over nodes. One shard in the making is held in memory."""
+    part_bytes: int = 64 << 20
+    """Largest range asked for in one request."""
+    inflight_bytes: int = 4 << 30
+    """Source bytes that may be in flight in the whole cluster at once: what the coordinator dispatches against."""
+    tries: int = 5
+    """How often one request is tried before its source counts as unavailable."""
+    timeout_s: float = 10.0
+    """Seconds without a byte after which a connection counts as stalled (HF_HUB_DOWNLOAD_TIMEOUT)."""
+    backoff_cap_s: float = 60.0
+    """No wait of our own choosing between tries is longer; what the Hub says it wants to wait is another matter."""
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] | None = None) -> Settings:
+        """Read the environment. Raises UsageError naming the variable that makes no sense."""
+        env = os.environ if environ is None else environ
+        rank, world_size = _rank(env)
+        return cls(
+            home=home_dir(env),
+            endpoint=check_endpoint(env.get("HF_ENDPOINT") or DEFAULT_ENDPOINT),
+            token=_token(env),
+            offline=any(_flag(env, name) for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")),
+            hub_cache=_hub_cache(env),
+            agent_url=env.get("CRUCIBLE_AGENT") or None,
+            ray_address=env.get("RAY_ADDRESS") or None,
+            rank=rank,
+            world_size=world_size,
+            shard_bytes=_size(env, "CRUCIBLE_SHARD_BYTES", 64 << 20),
+            part_bytes=_size(env, "CRUCIBLE_PART_BYTES", 64 << 20),
+            inflight_bytes=_size(env, "CRUCIBLE_INFLIGHT_BYTES", 4 << 30),
+            tries=_integer(env, "CRUCIBLE_TRIES", 5),
+            timeout_s=_seconds(env, "HF_HUB_DOWNLOAD_TIMEOUT", 10.0),
+            backoff_cap_s=_seconds(env, "CRUCIBLE_BACKOFF_CAP", 60.0),
+        )
+
+
+def node_settings() -> Settings:
+    """The settings of a Ray worker: nobody's rank, whatever launcher its raylet was started in."""
+    return Settings.from_env({name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")})
+
+
+def home_dir(env: Mapping[str, str]) -> Path:
+    """CRUCIBLE_HOME, else `crucible` in the user's cache folder."""
+    if env.get("CRUCIBLE_HOME"):
+        return Path(env["CRUCIBLE_HOME"]).expanduser().absolute()
+    return _cache_home(env) / "crucible"
+
+
+def _cache_home(env: Mapping[str, str]) -> Path:
+    return Path(env.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+
+
+def _hub_cache(env: Mapping[str, str]) -> Path:
+    if env.get("HF_HUB_CACHE"):
+        return Path(env["HF_HUB_CACHE"]).expanduser()
+    return _hf_home(env) / "hub"
+
+
+def _hf_home(env: Mapping[str, str]) -> Path:
+    return Path(env["HF_HOME"]).expanduser() if env.get("HF_HOME") else _cache_home(env) / "huggingface"
+
+
+def _token(env: Mapping[str, str]) -> Token | None:
+    """The official order: HF_TOKEN, HUGGING_FACE_HUB_TOKEN, the file of HF_TOKEN_PATH, the file in HF_HOME."""
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        if value := "".join(env.get(name, "").split()):
+            return Token(value)
+    if _flag(env, "HF_HUB_DISABLE_IMPLICIT_TOKEN"):
+        return None
+    path = Path(env["HF_TOKEN_PATH"]).expanduser() if env.get("HF_TOKEN_PATH") else _hf_home(env) / "token"
+    try:
+        value = "".join(path.read_text().split())
+    except (OSError, UnicodeDecodeError):
+        return None  # no such file is the normal case of a user without a token
+    return Token(value) if value else None
+
+
+def _rank(env: Mapping[str, str]) -> tuple[int | None, int | None]:
+    """RANK and WORLD_SIZE of the launcher, both or neither."""
+    names = [name for name in ("RANK", "WORLD_SIZE") if env.get(name)]
+    if len(names) == 1:
+        missing = "WORLD_SIZE" if names == ["RANK"] else "RANK"
+        raise UsageError(f"{names[0]} is set but {missing} is not; a launcher such as torchrun sets both")
+    if not names:
+        return None, None
+    rank, world = _integer(env, "RANK", 0), _integer(env, "WORLD_SIZE", 1)
+    if not 0 <= rank < world:
+        raise UsageError(f"RANK={rank} and WORLD_SIZE={world} do not fit: a rank is in [0, WORLD_SIZE)")
+    return rank, world
+
+
+def check_endpoint(value: str) -> str:
+    """An http(s) origin without the slash at the end, or UsageError."""
+    url = urlsplit(value)
+    if url.scheme not in ("http", "https") or not url.hostname:
+        raise UsageError(f"HF_ENDPOINT (or --endpoint) {value!r} is not an http(s) address like {DEFAULT_ENDPOINT}")
+    return value.rstrip("/")
+
+
+def parse_size(text: str, name: str) -> int:
+    """`64MB`, `1.5GiB`, `4096` as bytes; powers of 1024 whichever way it is spelt."""
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise UsageError(f"{name}={text!r} is not a size; write it like 64MiB")
+    return int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))
+
+
+def _flag(env: Mapping[str, str], name: str) -> bool:
+    return env.get(name, "").upper() in _TRUE
+
+
+def _size(env: Mapping[str, str], name: str, default: int) -> int:
+    size = parse_size(env[name], name) if env.get(name) else default
+    if size <= 0:
+        raise UsageError(f"{name} must be more than 0")
+    return size
+
+
+def _integer(env: Mapping[str, str], name: str, default: int) -> int:
+    try:
+        return int(env.get(name) or default)
+    except ValueError:
+        raise UsageError(f"{name}={env[name]!r} is not a whole number") from None
+
+
+def _seconds(env: Mapping[str, str], name: str, default: float) -> float:
+    try:
+        value = float(env.get(name) or default)
+    except ValueError:
+        raise UsageError(f"{name}={env[name]!r} is not a number of seconds") from None
+    if not 0 < value < float("inf"):
+        raise UsageError(f"{name}={env[name]!r} must be more than 0 seconds")
+    return value

@@ -1,0 +1,329 @@
+"""Every error crucible raises on purpose. Catch `CrucibleError` for all of them.
+
+CrucibleError
+├── UsageError (ValueError)            the caller's arguments or environment make no sense          exit code 2
+├── RepoError                          the Hub has no such thing, or not for you
+│   ├── RepoNotFound  RevisionNotFound  EntryNotFound  GatedRepo  DisabledRepo  BadCredentials
+│   ├── ConfigNotFound  ConfigRequired  SplitNotFound  NoDataFiles  ScriptRepo  InvalidCard
+├── OfflineMode                        the network is needed and HF_HUB_OFFLINE forbids it
+├── TransferError                      bytes did not come, or came wrong
+│   ├── SourceUnavailable              connection, timeout, 5xx, 429 after all tries
+│   ├── ChecksumMismatch  SizeMismatch a source lied
+│   └── UnsafePath                     a repo path that would leave its folder
+├── ConversionError                    a source file is not what its name says
+│   ├── CorruptFile  SchemaConflict  UnsupportedFormat
+├── StoreError (OSError)               this node's disk
+│   ├── DiskFull  StoreReadOnly  StoreVersion
+├── ManifestError                      a manifest that is missing, altered or from another version
+├── StateMismatch                      a state_dict of another dataset
+└── ClusterError                       Ray, the coordinator or an agent
+    ├── ClusterUnreachable  AgentUnavailable
+
+An error keeps its facts as attributes and says what, where and what next in `__str__`. `args` equal the
+constructor's arguments, because errors cross Ray by pickling and a class that passes one formatted string to its
+base arrives there as another class (tried on ray 2.60).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+
+class CrucibleError(Exception):
+    """Base of all errors of this package."""
+
+
+class UsageError(CrucibleError, ValueError):
+    """Arguments or environment that make no sense. The command line exits with 2."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class RepoError(CrucibleError):
+    """The Hub has no such thing, or not for this user."""
+
+
+class RepoNotFound(RepoError):
+    """No repo of this name that this token may see (the Hub does not tell the two apart)."""
+
+    def __init__(self, repo: str, endpoint: str, hint: str = "") -> None:
+        super().__init__(repo, endpoint, hint)
+        self.repo, self.endpoint, self.hint = repo, endpoint, hint
+
+    def __str__(self) -> str:
+        hint = self.hint or "check the spelling; if it is private, set HF_TOKEN"
+        return f"{self.repo}: no such repo on {self.endpoint} ({hint})"
+
+
+class RevisionNotFound(RepoError):
+    def __init__(self, repo: str, revision: str, known: Sequence[str] = ()) -> None:
+        super().__init__(repo, revision, tuple(known))
+        self.repo, self.revision, self.known = repo, revision, tuple(known)
+
+    def __str__(self) -> str:
+        known = f"; there are {', '.join(self.known)}" if self.known else ""
+        return f"{self.repo}: no revision {self.revision!r}{known}"
+
+
+class EntryNotFound(RepoError):
+    def __init__(self, repo: str, revision: str, path: str) -> None:
+        super().__init__(repo, revision, path)
+        self.repo, self.revision, self.path = repo, revision, path
+
+    def __str__(self) -> str:
+        return f"{self.repo}@{self.revision[:12]}: no file {self.path!r}"
+
+
+class GatedRepo(RepoError):
+    def __init__(self, repo: str, endpoint: str, signed_in: bool) -> None:
+        super().__init__(repo, endpoint, signed_in)
+        self.repo, self.endpoint, self.signed_in = repo, endpoint, signed_in
+
+    def __str__(self) -> str:
+        todo = "this token has no access: ask for it" if self.signed_in else "set HF_TOKEN, and ask for access"
+        return f"{self.repo}: gated; {todo} at {self.endpoint}/{self.repo}"
+
+
+class DisabledRepo(RepoError):
+    def __init__(self, repo: str) -> None:
+        super().__init__(repo)
+        self.repo = repo
+
+    def __str__(self) -> str:
+        return f"{self.repo}: disabled by the Hub; nothing can be read from it"
+
+
+class BadCredentials(RepoError):
+    def __init__(self, endpoint: str) -> None:
+        super().__init__(endpoint)
+        self.endpoint = endpoint
+
+    def __str__(self) -> str:
+        return f"{self.endpoint} refused the token; set a valid HF_TOKEN, or unset it for public repos"
+
+
+class ConfigNotFound(RepoError):
+    def __init__(self, repo: str, config: str, known: Sequence[str]) -> None:
+        super().__init__(repo, config, tuple(known))
+        self.repo, self.config, self.known = repo, config, tuple(known)
+
+    def __str__(self) -> str:
+        return f"{self.repo}: no config {self.config!r}; there are: {', '.join(self.known)}"
+
+
+class ConfigRequired(RepoError):
+    def __init__(self, repo: str, known: Sequence[str]) -> None:
+        super().__init__(repo, tuple(known))
+        self.repo, self.known = repo, tuple(known)
+
+    def __str__(self) -> str:
+        return f"{self.repo}: choose a config (none is the default); there are: {', '.join(self.known)}"
+
+
+class SplitNotFound(RepoError):
+    def __init__(self, repo: str, config: str, split: str, known: Sequence[str]) -> None:
+        super().__init__(repo, config, split, tuple(known))
+        self.repo, self.config, self.split, self.known = repo, config, split, tuple(known)
+
+    def __str__(self) -> str:
+        return f"{self.repo} (config {self.config!r}): no split {self.split!r}; there are: {', '.join(self.known)}"
+
+
+class NoDataFiles(RepoError):
+    def __init__(self, repo: str, looked_for: str) -> None:
+        super().__init__(repo, looked_for)
+        self.repo, self.looked_for = repo, looked_for
+
+    def __str__(self) -> str:
+        return f"{self.repo}: no data files found ({self.looked_for})"
+
+
+class ScriptRepo(RepoError):
+    """A dataset defined by a Python script. Nothing from a repo is ever executed."""
+
+    def __init__(self, repo: str, script: str, convert_ref: str = "") -> None:
+        super().__init__(repo, script, convert_ref)
+        self.repo, self.script, self.convert_ref = repo, script, convert_ref
+
+    def __str__(self) -> str:
+        todo = f"use --revision {self.convert_ref}" if self.convert_ref else "no parquet branch is there to use instead"
+        return f"{self.repo}: defined by {self.script}, which crucible never runs; {todo}"
+
+
+class InvalidCard(RepoError):
+    """README.md metadata that contradicts itself."""
+
+    def __init__(self, repo: str, path: str, problem: str) -> None:
+        super().__init__(repo, path, problem)
+        self.repo, self.path, self.problem = repo, path, problem
+
+    def __str__(self) -> str:
+        return f"{self.repo}/{self.path}: {self.problem}"
+
+
+class OfflineMode(CrucibleError):
+    def __init__(self, wanted: str) -> None:
+        super().__init__(wanted)
+        self.wanted = wanted
+
+    def __str__(self) -> str:
+        return f"{self.wanted}: not on this disk, and HF_HUB_OFFLINE is set; unset it, or prefetch while online"
+
+
+class TransferError(CrucibleError):
+    """Bytes did not come, or came wrong."""
+
+
+class SourceUnavailable(TransferError):
+    def __init__(self, path: str, source: str, reason: str) -> None:
+        super().__init__(path, source, reason)
+        self.path, self.source, self.reason = path, source, reason
+
+    def __str__(self) -> str:
+        return f"{self.path} from {self.source}: {self.reason}"
+
+
+class ChecksumMismatch(TransferError):
+    """A file's bytes do not hash to what was promised. Nothing of it becomes visible; other sources are tried."""
+
+    def __init__(self, path: str, source: str, expected: str, actual: str) -> None:
+        super().__init__(path, source, expected, actual)
+        self.path, self.source, self.expected, self.actual = path, source, expected, actual
+
+    def __str__(self) -> str:
+        return (
+            f"{self.path} from {self.source}: hash {self.actual[:12]}, expected {self.expected[:12]}; bytes discarded"
+        )
+
+
+class SizeMismatch(TransferError):
+    def __init__(self, path: str, source: str, expected: int, actual: int) -> None:
+        super().__init__(path, source, expected, actual)
+        self.path, self.source, self.expected, self.actual = path, source, expected, actual
+
+    def __str__(self) -> str:
+        return f"{self.path} from {self.source}: {self.actual:,} bytes, expected {self.expected:,}; bytes discarded"
+
+
+class UnsafePath(TransferError):
+    def __init__(self, repo: str, path: str) -> None:
+        super().__init__(repo, path)
+        self.repo, self.path = repo, path
+
+    def __str__(self) -> str:
+        return f"{self.repo}: refused path {self.path!r}, which would leave its folder"
+
+
+class ConversionError(CrucibleError):
+    """A source file is not what its name says."""
+
+
+class CorruptFile(ConversionError):
+    def __init__(self, path: str, where: str, problem: str) -> None:
+        super().__init__(path, where, problem)
+        self.path, self.where, self.problem = path, where, problem
+
+    def __str__(self) -> str:
+        where = f" at {self.where}" if self.where else ""
+        return f"{self.path}{where}: {self.problem}"
+
+
+class SchemaConflict(ConversionError):
+    def __init__(self, column: str, path: str, type_: str, other_path: str, other_type: str) -> None:
+        super().__init__(column, path, type_, other_path, other_type)
+        self.column, self.path, self.type = column, path, type_
+        self.other_path, self.other_type = other_path, other_type
+
+    def __str__(self) -> str:
+        return (
+            f"column {self.column!r} is {self.type} in {self.path} but {self.other_type} in {self.other_path}; "
+            "state `features` in the card, or choose data files that agree"
+        )
+
+
+class UnsupportedFormat(ConversionError):
+    def __init__(self, path: str, known: Sequence[str]) -> None:
+        super().__init__(path, tuple(known))
+        self.path, self.known = path, tuple(known)
+
+    def __str__(self) -> str:
+        return f"{self.path}: no reader for this format; readable are {', '.join(self.known)}"
+
+
+class StoreError(CrucibleError, OSError):
+    """This node's disk. An OSError child takes its first arguments for errno and filename, so `__reduce__` is ours."""
+
+    def __init__(self, path: str, problem: str = "") -> None:
+        super().__init__()
+        self.path, self.problem = path, problem
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return (type(self), (self.path, self.problem))
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.problem}"
+
+
+class DiskFull(StoreError):
+    def __str__(self) -> str:
+        need = f" ({self.problem})" if self.problem else ""
+        return f"{self.path}: no space left on this disk{need}; free some or point CRUCIBLE_HOME elsewhere"
+
+
+class StoreReadOnly(StoreError):
+    def __str__(self) -> str:
+        return f"{self.path}: this store cannot be written ({self.problem or 'read-only'}); set CRUCIBLE_HOME elsewhere"
+
+
+class StoreVersion(StoreError):
+    def __str__(self) -> str:
+        return f"{self.path}: {self.problem}; use the crucible that made it, or another CRUCIBLE_HOME"
+
+
+class ManifestError(CrucibleError):
+    def __init__(self, what: str, problem: str) -> None:
+        super().__init__(what, problem)
+        self.what, self.problem = what, problem
+
+    def __str__(self) -> str:
+        return f"manifest {self.what}: {self.problem}"
+
+
+class StateMismatch(CrucibleError):
+    def __init__(self, field: str, expected: str, actual: str) -> None:
+        super().__init__(field, expected, actual)
+        self.field, self.expected, self.actual = field, expected, actual
+
+    def __str__(self) -> str:
+        return (
+            f"state_dict has {self.field} {self.actual}, this dataset has {self.expected}; "
+            "load it into the dataset it came from"
+        )
+
+
+class ClusterError(CrucibleError):
+    """Ray, the coordinator or an agent."""
+
+
+class ClusterUnreachable(ClusterError):
+    def __init__(self, address: str, reason: str) -> None:
+        super().__init__(address, reason)
+        self.address, self.reason = address, reason
+
+    def __str__(self) -> str:
+        return f"no Ray cluster at {self.address!r}: {self.reason}"
+
+
+class AgentUnavailable(ClusterError):
+    def __init__(self, node: str, reason: str) -> None:
+        super().__init__(node, reason)
+        self.node, self.reason = node, reason
+
+    def __str__(self) -> str:
+        return f"agent of node {self.node}: {self.reason}"

@@ -1,0 +1,279 @@
+"""JSON: a value a line, one array of values, or one object with the rows under a `field`.
+
+Types are inferred as `datasets` infers them: from the first ten megabytes of the file, by pyarrow; fields without a
+common type become JSON text. Later chunks are cast to that, or widen it where a value needs more room.
+"""
+
+from __future__ import annotations
+
+import codecs
+import io
+import json
+import re
+from collections.abc import Iterable, Iterator
+from json import JSONDecodeError
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import json as arrow_json
+
+from crucible.casts import cast_batch, dump_json, unify
+from crucible.errors import CorruptFile, SchemaConflict
+from crucible.feature_types import features_of, parse_features, schema_of
+from crucible.formats import mixed
+from crucible.formats.parquet import first_line
+from crucible.formats.streams import open_bytes
+from crucible.refs import ReadOptions
+
+CHUNK = 10 << 20
+"""Bytes parsed at a time. `datasets` infers from a first chunk of this size: another size could infer other types."""
+
+_TYPE_CHANGED = re.compile(r"JSON parse error: Column\((.*)\) changed from", re.DOTALL)
+_ROW = re.compile(r"in row (\d+)")
+_SPACE = re.compile(r"[ \t\r\n]*")
+
+
+def read_json(path: Path, name: str, options: ReadOptions) -> Iterator[pa.RecordBatch]:
+    with open_bytes(path, name) as raw:
+        file = _as_utf8(raw, name, options)
+        head = file.peek(len(codecs.BOM_UTF8))
+        if head.startswith(codecs.BOM_UTF8):
+            file.read(len(codecs.BOM_UTF8))
+        parser = _Parser(name, options)
+        yield from parser.batches(_chunks(file, name, options.param("field"), parser))
+
+
+def _as_utf8(file: io.BufferedReader, name: str, options: ReadOptions) -> io.BufferedReader:
+    encoding = codecs.lookup(options.param("encoding", "utf-8")).name
+    if encoding == "utf-8":
+        return file
+    text = io.TextIOWrapper(file, encoding=encoding, errors=options.param("encoding_errors"), newline="")
+    return io.BufferedReader(_Recoded(text, name))
+
+
+class _Recoded(io.RawIOBase):
+    """Text as UTF-8 bytes again: pyarrow reads nothing else."""
+
+    def __init__(self, text: io.TextIOWrapper, name: str) -> None:
+        super().__init__()
+        self._text, self._path, self._left = text, name, b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        if not self._left:
+            try:
+                self._left = self._text.read(1 << 16).encode()
+            except UnicodeError as error:
+                raise CorruptFile(self._path, "", f"not {self._text.encoding} ({error})") from error
+        part, self._left = self._left[: len(buffer)], self._left[len(buffer) :]
+        buffer[: len(part)] = part
+        return len(part)
+
+
+def _chunks(file: io.BufferedReader, name: str, field: str | None, parser: _Parser) -> Iterator[bytes]:
+    """Whole lines of JSON, about CHUNK bytes at a time, whichever form the file has."""
+    if field is not None:
+        yield from _field(file, name, field)
+        return
+    first = file.read(CHUNK)
+    if first.lstrip()[:1] == b"[":
+        yield from _lines_of(_as_rows(_values(io.BytesIO(first), file, name, array=True)))
+        return
+    first += file.readline()
+    if first.lstrip()[:1] == b"{" and not _is_lines(first):
+        # values that span lines: they are taken apart one by one, because a chunk may end inside one
+        parser.compare_keys = False  # `datasets` compares the keys of structs only where a line is a value
+        yield from _lines_of(_values(io.BytesIO(first), file, name, array=False))
+        return
+    chunk = first
+    while chunk:
+        yield chunk
+        chunk = file.read(CHUNK)
+        chunk += file.readline() if chunk else b""
+
+
+def _is_lines(chunk: bytes) -> bool:
+    """True when the first line that is not blank is a whole value by itself."""
+    line = next((line for line in chunk.splitlines() if line.strip()), b"")
+    try:
+        json.loads(line)
+    except ValueError:
+        # one line that is broken, or the first of a value's many: a second line that starts a value of its own tells
+        return b"\n{" in chunk.strip()
+    return True
+
+
+def _field(file: io.BufferedReader, name: str, field: str) -> Iterator[bytes]:
+    try:
+        whole = json.loads(file.read())
+        found = whole[field]
+    except (ValueError, RecursionError) as error:
+        raise CorruptFile(name, "", f"not one JSON value ({error})") from error
+    except (KeyError, TypeError, IndexError) as error:
+        raise CorruptFile(name, f"field {field!r}", "is not there") from error
+    if isinstance(found, dict) and all(isinstance(column, list) for column in found.values()):
+        found = [dict(zip(found, row, strict=True)) for row in zip(*found.values(), strict=True)]
+    yield from _lines_of(_as_rows(iter(found if isinstance(found, list) else [found])))
+
+
+def _as_rows(values: Iterable[Any]) -> Iterator[Any]:
+    for value in values:
+        yield value if isinstance(value, dict) else {"text": value}
+
+
+def _lines_of(rows: Iterable[Any]) -> Iterator[bytes]:
+    lines, size = [], 0
+    for row in rows:
+        line = dump_json(row)
+        lines.append(line)
+        size += len(line)
+        if size >= CHUNK:
+            yield "\n".join(lines).encode("utf-8", "surrogatepass")
+            lines, size = [], 0
+    if lines:
+        yield "\n".join(lines).encode("utf-8", "surrogatepass")
+
+
+def _values(first: io.BytesIO, rest: io.BufferedReader, name: str, *, array: bool) -> Iterator[Any]:
+    """The values of one array, or values one after the other. Holds a chunk, or one value if that is bigger."""
+    decoder, text, at, done, count, want = json.JSONDecoder(), "", 0, False, 0, 1 << 20
+    decode = codecs.getincrementaldecoder("utf-8")()
+
+    def problem(what: str) -> CorruptFile:
+        return CorruptFile(name, f"value {count:,}", what)
+
+    opened = not array
+    after_value = closed = False
+    while True:
+        at = _SPACE.match(text, at).end()  # type: ignore[union-attr]  # it matches the empty string too
+        if at < len(text):
+            if closed:
+                raise problem("has something after the end of the array")
+            if not opened:
+                at, opened = at + 1, True
+                continue
+            if array and text[at] == "]":
+                at, closed = at + 1, True
+                continue
+            if array and after_value:
+                if text[at] != ",":
+                    raise problem(f"is followed by {text[at]!r}, not by a comma")
+                at, after_value = at + 1, False
+                continue
+            try:
+                value, end = decoder.raw_decode(text, at)
+            except (JSONDecodeError, RecursionError) as error:
+                if done:
+                    raise problem(f"not JSON ({error})") from error
+            else:
+                if end < len(text) or done:  # a number at the end of the text may go on
+                    yield value
+                    count, at, after_value = count + 1, end, True
+                    continue
+        if done:
+            break
+        text, at = text[at:], 0
+        want = max(1 << 20, len(text))  # doubles while one value does not fit, so that a big value costs no square
+        data = first.read(want) or rest.read(want)
+        done = not data
+        try:
+            text += decode.decode(data, final=done)
+        except UnicodeError as error:
+            raise problem(f"not UTF-8 ({error})") from error
+    if array and not closed:
+        raise problem("is missing: the file ends inside its array")
+
+
+class _Parser:
+    """Chunks of JSON lines to batches of one schema, which only ever widens."""
+
+    def __init__(self, name: str, options: ReadOptions) -> None:
+        self.name = name
+        self.declared = parse_features(options.features) if options.features is not None else None
+        self.use_json = options.param("on_mixed_types", "use_json") == "use_json"
+        self.compare_keys = self.use_json and self.declared is None
+        self.paths = mixed.json_paths(self.declared) if self.declared is not None else set()
+        self.schema: pa.Schema | None = None
+        self.rows = 0
+
+    def batches(self, chunks: Iterable[bytes]) -> Iterator[pa.RecordBatch]:
+        for number, chunk in enumerate(chunks):
+            if not chunk.strip():
+                continue
+            if number == 0 and self.compare_keys:
+                self._find_mixed(chunk)
+            table = self._table(chunk)
+            for batch in table.combine_chunks().to_batches():
+                yield self._settle(batch)
+            self.rows += table.num_rows
+
+    def _find_mixed(self, chunk: bytes) -> None:
+        try:
+            rows = [json.loads(line) for line in chunk.splitlines()]
+        except (ValueError, RecursionError):
+            return  # not one value a line: left to pyarrow, as in `datasets`
+        self.paths |= mixed.mixed_paths(rows)
+
+    def _table(self, chunk: bytes) -> pa.Table:
+        """Parse, and let fields that turn out to have no common type become JSON text."""
+        while True:
+            text = self._encode(chunk) if self.paths else chunk
+            try:
+                table = _parse(text)
+            except (pa.ArrowException, UnicodeError, ValueError) as error:
+                changed = _TYPE_CHANGED.match(str(error)) if self.use_json else None
+                path = None
+                if changed is not None and changed[1]:
+                    path = mixed.find_path(changed[1], self._loaded(text))
+                if path is None or any(path[: len(known)] == known for known in self.paths):
+                    raise self._corrupt(error) from error
+                self.paths = mixed.add_path(self.paths, path)
+                continue
+            break
+        features = mixed.with_json(features_of(table.schema), self.paths)
+        schema = schema_of(features)
+        return pa.Table.from_batches([cast_batch(b, schema, self.name) for b in table.to_batches()], schema)
+
+    def _encode(self, chunk: bytes) -> bytes:
+        rows = list(self._loaded(chunk))
+        for path in self.paths:
+            rows = [mixed.encode(row, path) for row in rows]
+        return "\n".join(map(dump_json, rows)).encode("utf-8", "surrogatepass")
+
+    def _loaded(self, chunk: bytes) -> Iterator[Any]:
+        for number, line in enumerate(chunk.splitlines()):
+            if line.strip():
+                try:
+                    yield json.loads(line)
+                except (ValueError, RecursionError) as error:
+                    raise CorruptFile(self.name, f"row {self.rows + number:,}", f"not JSON ({error})") from error
+
+    def _corrupt(self, error: BaseException) -> CorruptFile:
+        text = first_line(error).removeprefix("JSON parse error: ")
+        row = _ROW.search(text)
+        where = f"row {self.rows + int(row[1]):,}" if row else f"after row {self.rows:,}"
+        return CorruptFile(self.name, where, text)
+
+    def _settle(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """Cast to what the file's first chunk said; where that cannot hold the values, to something wider."""
+        if self.declared is not None:
+            return batch
+        if self.schema is None:
+            self.schema = batch.schema
+            return batch
+        try:
+            return cast_batch(batch, self.schema, self.name)
+        except SchemaConflict:
+            self.schema = unify([(self.name, self.schema), (self.name, batch.schema)])
+            return cast_batch(batch, self.schema, self.name)
+
+
+def _parse(text: bytes) -> pa.Table:
+    """One block, because pyarrow refuses a value that straddles two; no threads, because a task has one core."""
+    options = arrow_json.ReadOptions(block_size=max(len(text), 1), use_threads=False)
+    table = arrow_json.read_json(io.BytesIO(text), read_options=options)
+    table.validate()
+    return table

@@ -1,0 +1,60 @@
+"""Rows of one source file as record batches. The one entrance to the readers, one of which there is for each builder.
+
+Batch boundaries depend on the file and the options alone. A file is read to its end or an error is raised: CorruptFile
+names the file and the row or byte. Memory holds one batch, not one file or row group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pyarrow as pa
+
+from crucible.errors import UnsupportedFormat, UsageError
+from crucible.formats.arrow import read_arrow
+from crucible.formats.csv import read_csv
+from crucible.formats.json import read_json
+from crucible.formats.parquet import read_parquet
+from crucible.formats.text import read_text
+from crucible.refs import ReadOptions
+
+Reader = Callable[[Path, str, ReadOptions], Iterator[pa.RecordBatch]]
+
+READERS: dict[str, Reader] = {
+    "arrow": read_arrow,
+    "csv": read_csv,
+    "json": read_json,
+    "parquet": read_parquet,
+    "text": read_text,
+}
+
+
+def read_file(path: Path, name: str, options: ReadOptions) -> Iterator[pa.RecordBatch]:
+    """The file's rows in order. `name` is what errors call it: its path in the repo.
+
+    A file that has columns but no rows gives one batch of no rows, so that its schema is known. With `options.columns`
+    only those, in that order; one that is missing raises UsageError naming the ones there are.
+    """
+    if options.builder not in READERS:
+        raise UnsupportedFormat(f"{name} ({options.builder})", tuple(READERS))
+    for batch in READERS[options.builder](path, name, options):
+        yield batch if options.columns is None else _select(batch, name, options.columns)
+
+
+def _select(batch: pa.RecordBatch, name: str, columns: tuple[str, ...]) -> pa.RecordBatch:
+    check_columns(batch.schema.names, name, columns)
+    return batch.select(list(columns))
+
+
+def check_columns(there: list[str], name: str, columns: tuple[str, ...]) -> None:
+    for column in columns:
+        if column not in there:
+            raise UsageError(f"{name} has no column {column!r}; there are: {', '.join(there)}")
+
+
+def read_schema(path: Path, name: str, options: ReadOptions) -> pa.Schema | None:
+    """The schema of the file's first batch; None for a file that is empty altogether."""
+    for batch in read_file(path, name, options):
+        return batch.schema
+    return None

@@ -1,0 +1,95 @@
+"""Bytes of a source file, decompressed on the way. Damage is named with the place where it was met."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import lzma
+import zlib
+from pathlib import Path
+from typing import IO, Any
+
+import pyarrow as pa
+
+from crucible.errors import CorruptFile, UnsupportedFormat
+
+COMPRESSIONS = ("gzip", "bz2", "xz", "zstd", "lz4")
+
+_MAGIC = (
+    (b"\x1f\x8b", "gzip"),
+    (b"BZh", "bz2"),
+    (b"\xfd7zXZ\x00", "xz"),
+    (b"\x28\xb5\x2f\xfd", "zstd"),
+    (b"\x04\x22\x4d\x18", "lz4"),
+)
+_ENDINGS = ((".gz", "gzip"), (".gzip", "gzip"), (".bz2", "bz2"), (".xz", "xz"), (".zst", "zstd"), (".lz4", "lz4"))
+_BUFFER = 1 << 20
+
+
+def compression_of(path: Path, name: str) -> str | None:
+    """How the file is compressed, by its first bytes; None for plain. Archives raise UnsupportedFormat.
+
+    A name that promises a compression which the bytes do not show raises CorruptFile: reading it as plain text would
+    give rows of garbage.
+    """
+    with path.open("rb") as file:
+        head = file.read(8)
+    if head.startswith(b"PK\x03\x04"):
+        raise UnsupportedFormat(f"{name} (a zip archive)", COMPRESSIONS)
+    for magic, compression in _MAGIC:
+        if head.startswith(magic):
+            return compression
+    promised = next((kind for ending, kind in _ENDINGS if name.lower().endswith(ending)), None)
+    if promised is not None:
+        raise CorruptFile(name, "byte 0", f"does not start like a {promised} file")
+    return None
+
+
+def open_bytes(path: Path, name: str) -> io.BufferedReader:
+    """The decompressed bytes. Reading raises CorruptFile where the compressed stream is damaged or ends too early."""
+    return io.BufferedReader(_Checked(_open(path, compression_of(path, name)), name), _BUFFER)
+
+
+def _open(path: Path, compression: str | None) -> IO[bytes] | Any:
+    if compression == "gzip":
+        return gzip.open(path, "rb")
+    if compression == "bz2":
+        return bz2.open(path, "rb")
+    if compression == "xz":
+        return lzma.open(path, "rb")
+    if compression in ("zstd", "lz4"):
+        return pa.CompressedInputStream(pa.OSFile(str(path), "rb"), compression)
+    return path.open("rb")
+
+
+class _Checked(io.RawIOBase):
+    """A raw stream that turns a decompressor's complaints into CorruptFile with the offset of the last good byte."""
+
+    def __init__(self, inner: IO[bytes] | Any, name: str) -> None:
+        super().__init__()
+        self._inner, self._path, self._offset = inner, name, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            data = self._inner.read(len(buffer))
+        except (EOFError, zlib.error, lzma.LZMAError, pa.ArrowException, OSError) as error:
+            if isinstance(error, OSError) and error.errno:
+                raise  # the disk, not the file
+            problem = "ends in the middle of its compressed data" if _is_short(error) else f"cannot be read ({error})"
+            raise CorruptFile(self._path, f"byte {self._offset:,} of its decompressed data", problem) from error
+        buffer[: len(data)] = data
+        self._offset += len(data)
+        return len(data)
+
+    def close(self) -> None:
+        if not self.closed:
+            self._inner.close()
+        super().close()
+
+
+def _is_short(error: BaseException) -> bool:
+    return isinstance(error, EOFError) or "runcated" in str(error)

@@ -1,0 +1,35 @@
+"""The two hashes a Hub promises: sha256 of an LFS file, git's sha1 of a regular one. Over a stream, as it arrives."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Protocol
+
+from crucible.refs import SourceFile
+
+
+class Hasher(Protocol):
+    def update(self, data: bytes | bytearray | memoryview, /) -> None: ...
+    def hexdigest(self) -> str: ...
+
+
+def hasher_for(file: SourceFile) -> Hasher:
+    """A fresh hash whose final `hexdigest()` equals `file.oid` if the bytes are right."""
+    if file.lfs:
+        return hashlib.sha256()
+    # git hashes a blob with its header; the size is known before the first byte, so the stream needs no second pass
+    return hashlib.sha1(b"blob %d\0" % file.size, usedforsecurity=False)
+
+
+def hash_bytes(file: SourceFile, data: bytes) -> str:
+    """What `data` hashes to, by the kind of hash that `file` promises."""
+    hasher = hasher_for(file)
+    hasher.update(data)
+    return hasher.hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """sha256 of a file on this disk, 64 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,227 @@
+"""Read a repo: pin a revision, list its files, read a small file or a range. One repo type's API, plus folders on disk.
+
+`open_repo` gives a `HubRepo` or a `FolderRepo`; both answer the same questions, so nothing above knows which it is.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import quote, urljoin
+
+import httpx
+
+from crucible.config import Settings
+from crucible.errors import (
+    ChecksumMismatch,
+    EntryNotFound,
+    RepoNotFound,
+    RevisionNotFound,
+    SizeMismatch,
+    SourceUnavailable,
+    UsageError,
+)
+from crucible.hashing import hash_bytes, sha256_file
+from crucible.hub.http import HubHttp, Refusal, named_error, origin
+from crucible.refs import ByteRange, RepoRef, SourceFile, check_repo_id, digest_of, is_full_sha, safe_repo_path
+from crucible.report import Tally
+
+METADATA_LIMIT = 64 << 20
+"""Bytes of one metadata reply. A page of 1,000 files is about 300 kB; more than this is not a Hub speaking."""
+
+
+class Repo(Protocol):
+    """What resolution needs of a repo, wherever it lies."""
+
+    def pin(self, ref: RepoRef) -> RepoRef:
+        """`ref` with its revision replaced by the commit it points to now."""
+        ...
+
+    def files(self, ref: RepoRef) -> Iterator[SourceFile]:
+        """Every file at a pinned commit, in the Hub's order. Streams."""
+        ...
+
+    def read(self, ref: RepoRef, file: SourceFile, part: ByteRange | None = None) -> bytes:
+        """A small file's bytes, checked against its hash; or a range of it, checked by length."""
+        ...
+
+    def revisions(self, ref: RepoRef) -> list[str]:
+        """Names of branches, tags and convert refs, to name in an error message; [] when they cannot be had."""
+        ...
+
+
+def is_folder(repo_id: str) -> bool:
+    """True for what names a folder on this disk and not a repo: `./x`, `../x`, `/x`, `~/x`, `.`."""
+    return repo_id in (".", "..") or repo_id.startswith(("./", "../", "/", "~/"))
+
+
+def repo_ref(repo_id: str, revision: str | None) -> RepoRef:
+    """Check what the user typed. A folder becomes its absolute path. Raises UsageError."""
+    if is_folder(repo_id):
+        if revision not in (None, "main"):
+            raise UsageError(f"{repo_id} is a folder: it has no revision {revision!r}")
+        return RepoRef(str(Path(repo_id).expanduser().resolve()))
+    return RepoRef(check_repo_id(repo_id), revision or "main")
+
+
+@contextmanager
+def open_repo(ref: RepoRef, settings: Settings, tally: Tally) -> Iterator[Repo]:
+    """The repo for the time of a `with`; its connections are closed at the end."""
+    if is_folder(ref.repo_id):
+        yield FolderRepo()
+        return
+    http = HubHttp(settings, tally)
+    try:
+        yield HubRepo(http)
+    finally:
+        http.close()
+
+
+class HubRepo:
+    """Repos of one Hub."""
+
+    def __init__(self, http: HubHttp) -> None:
+        self._http = http
+        self._endpoint = http.settings.endpoint
+
+    def pin(self, ref: RepoRef) -> RepoRef:
+        """One request, or none when the revision is a full commit already."""
+        if is_full_sha(ref.revision):
+            return ref
+        info = self._json(f"{self._api(ref)}/revision/{quote(ref.revision, safe='')}", ref)[0]
+        sha = info.get("sha") if isinstance(info, dict) else None
+        if not isinstance(sha, str) or not is_full_sha(sha):
+            raise SourceUnavailable(str(ref), self._endpoint, "the Hub's answer names no commit")
+        return replace(ref, revision=sha)
+
+    def files(self, ref: RepoRef) -> Iterator[SourceFile]:
+        url: str | None = f"{self._api(ref)}/tree/{quote(ref.revision, safe='')}?recursive=true&expand=false"
+        seen: set[str] = set()
+        while url is not None:
+            if url in seen:
+                raise SourceUnavailable(str(ref), self._endpoint, "the Hub's file listing goes round in a circle")
+            seen.add(url)
+            page, response = self._json(url, ref)
+            if not isinstance(page, list):
+                raise SourceUnavailable(str(ref), self._endpoint, "the Hub's file listing is not a list")
+            for entry in page:
+                if entry.get("type") == "file":
+                    yield self._source_file(ref, entry)
+            following = response.links.get("next", {}).get("url")
+            url = urljoin(url, following) if following else None
+            if url is not None and origin(url) != origin(self._endpoint):
+                raise SourceUnavailable(str(ref), self._endpoint, f"the next page of the listing is elsewhere: {url}")
+
+    def read(self, ref: RepoRef, file: SourceFile, part: ByteRange | None = None) -> bytes:
+        headers = {"range": f"bytes={part.start}-{part.stop - 1}"} if part else {}
+        wanted = len(part) if part else file.size
+        url = resolve_url(self._endpoint, ref, file.path)
+        try:
+            response = self._http.read(url, headers, limit=max(file.size, METADATA_LIMIT))
+        except Refusal as refused:
+            signed_in = self._http.settings.token is not None
+            raise named_error(refused, ref, self._endpoint, path=file.path, signed_in=signed_in) from refused
+        data = response.content
+        if part and response.status_code == 200:  # the server ignored the range and sent the whole file
+            data = data[part.start : part.stop]
+        self._http.tally.add(hub_bytes=len(response.content))
+        if len(data) != wanted:
+            raise SizeMismatch(file.path, self._endpoint, wanted, len(data))
+        if part is None and (actual := hash_bytes(file, data)) != file.oid:
+            raise ChecksumMismatch(file.path, self._endpoint, file.oid, actual)
+        return data
+
+    def revisions(self, ref: RepoRef) -> list[str]:
+        """As in `Repo`. Branches and tags by name, convert refs in full, as `--revision` takes them."""
+        try:
+            refs = json.loads(self._http.read(f"{self._api(ref)}/refs", limit=METADATA_LIMIT).content)
+            named = [str(item["name"]) for kind in ("branches", "tags") for item in refs[kind]]
+            return named + [str(item["ref"]) for item in refs["converts"]]
+        except (Refusal, ValueError, KeyError, TypeError):
+            return []  # this is for an error message: it must not become another error
+
+    def _api(self, ref: RepoRef) -> str:
+        return f"{self._endpoint}/api/{ref.repo_type}s/{ref.repo_id}"
+
+    def _json(self, url: str, ref: RepoRef) -> tuple[Any, httpx.Response]:
+        try:
+            response = self._http.read(url, limit=METADATA_LIMIT)
+        except Refusal as refused:
+            signed_in = self._http.settings.token is not None
+            error = named_error(refused, ref, self._endpoint, signed_in=signed_in)
+            if isinstance(error, RevisionNotFound):
+                error = RevisionNotFound(ref.repo_id, ref.revision, self.revisions(ref))
+            raise error from refused
+        try:
+            return json.loads(response.content), response
+        except ValueError as error:
+            raise SourceUnavailable(str(ref), self._endpoint, f"the Hub's answer is not JSON ({error})") from error
+
+    def _source_file(self, ref: RepoRef, entry: dict[str, Any]) -> SourceFile:
+        try:
+            lfs = entry.get("lfs")
+            oid = str(lfs["oid"] if lfs else entry["oid"]).removeprefix("sha256:")
+            file = SourceFile(str(entry["path"]), int(lfs["size"] if lfs else entry["size"]), oid, bool(lfs))
+        except (KeyError, TypeError, ValueError) as error:
+            raise SourceUnavailable(str(ref), self._endpoint, f"a file listing entry lacks {error}") from error
+        if file.size < 0 or len(oid) != (64 if lfs else 40):
+            raise SourceUnavailable(
+                str(ref), self._endpoint, f"{file.path}: size {file.size} or hash {oid!r} is absurd"
+            )
+        return file
+
+
+def resolve_url(endpoint: str, ref: RepoRef, path: str) -> str:
+    """Where a file's bytes are asked for. Revisions are quoted whole, paths keep their slashes."""
+    prefix = "" if ref.repo_type == "model" else f"{ref.repo_type}s/"
+    return f"{endpoint}/{prefix}{ref.repo_id}/resolve/{quote(ref.revision, safe='')}/{quote(path)}"
+
+
+class FolderRepo:
+    """A folder on this disk, seen as a repo. Its commit is a hash of paths and contents: a changed file changes it.
+
+    The contents are hashed once, when the folder is pinned; `open_repo` makes a new one each time.
+    """
+
+    def __init__(self) -> None:
+        self._listing: list[SourceFile] | None = None
+
+    def pin(self, ref: RepoRef) -> RepoRef:
+        folder = Path(ref.repo_id)
+        if not folder.is_dir():
+            raise RepoNotFound(ref.repo_id, "this disk", "no such folder")
+        self._listing = list(_hashed(ref.repo_id))
+        listing = {file.path: [file.oid, file.size] for file in self._listing}
+        return replace(ref, revision=digest_of(listing)[:40])
+
+    def files(self, ref: RepoRef) -> Iterator[SourceFile]:
+        yield from _hashed(ref.repo_id) if self._listing is None else self._listing
+
+    def read(self, ref: RepoRef, file: SourceFile, part: ByteRange | None = None) -> bytes:
+        try:
+            with Path(ref.repo_id, file.path).open("rb") as source:
+                source.seek(part.start if part else 0)
+                return source.read(len(part) if part else file.size)
+        except OSError as error:
+            raise EntryNotFound(ref.repo_id, "this disk", file.path) from error
+
+    def revisions(self, ref: RepoRef) -> list[str]:  # noqa: ARG002 - a folder has none
+        return []
+
+
+def _hashed(repo_id: str) -> Iterator[SourceFile]:
+    """The folder's files in order of their paths, each read once for its hash."""
+    folder = Path(repo_id)
+    for root, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if name != ".git")
+        for name in sorted(names):
+            path = Path(root, name)
+            if not path.is_file() or not path.resolve().is_relative_to(folder):
+                continue  # a socket, or a link that leads out of the folder
+            relative = path.relative_to(folder).as_posix()
+            yield SourceFile(safe_repo_path(repo_id, relative), path.stat().st_size, sha256_file(path), lfs=True)

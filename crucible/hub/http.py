@@ -1,0 +1,215 @@
+"""One HTTP client for the Hub: who gets the token, what is tried again, how long to wait. Sends nothing when offline.
+
+The official client has no hook for a shared backoff and no way to count what it sends, and crucible must know both,
+so the three read calls it makes go through here. What happens to a reply is decided by pure functions.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from typing import TypeVar
+from urllib.parse import urljoin, urlsplit
+
+import httpx
+
+from crucible.config import Settings
+from crucible.errors import (
+    BadCredentials,
+    CrucibleError,
+    DisabledRepo,
+    EntryNotFound,
+    GatedRepo,
+    OfflineMode,
+    RepoNotFound,
+    RevisionNotFound,
+    SourceUnavailable,
+)
+from crucible.refs import RepoRef
+from crucible.report import Tally
+
+RETRIED = frozenset({408, 429, 500, 502, 503, 504})
+"""Statuses that say "not now". Every other 4xx says "not you" or "not this", and asking again cannot help."""
+MAX_REDIRECTS = 20
+SAID_CAP_S = 900.0
+"""No reply makes us wait longer at once: three of the Hub's own rate-limit windows of 300 s."""
+T = TypeVar("T")
+_REMAINING = re.compile(r"(?:^|;)\s*r=(\d+)")
+_RESET = re.compile(r"(?:^|;)\s*t=(\d+)")
+
+
+def origin(url: str) -> tuple[str, str, int]:
+    """(scheme, host, port): where a request really goes. The token never leaves the Hub's own."""
+    parts = urlsplit(url)
+    return parts.scheme, parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
+
+
+def wait_after(status: int | None, headers: Mapping[str, str], attempt: int, *, cap_s: float) -> float:
+    """Seconds to wait before try `attempt + 1` (the first try is 0), without jitter.
+
+    What the Hub says wins, up to `SAID_CAP_S`: `RateLimit` with r=0 means t+1 s, else an integer `Retry-After` means
+    that + 1 s, for 429 and 503. Else 1, 2, 4, 8, 16 s, never more than `cap_s`. `status` None is a broken connection.
+    """
+    said: float | None = None
+    if status == 429:
+        limit = headers.get("ratelimit", "")
+        remaining, reset = _REMAINING.search(limit), _RESET.search(limit)
+        if remaining and reset and int(remaining[1]) == 0:
+            said = int(reset[1]) + 1.0
+    if said is None and status in (429, 503) and headers.get("retry-after", "").strip().isdigit():
+        said = int(headers["retry-after"]) + 1.0
+    return min(SAID_CAP_S, said) if said is not None else min(cap_s, float(2**attempt))
+
+
+class Refusal(Exception):
+    """A reply that is not the thing asked for. Stays inside crucible: callers turn it into a named error."""
+
+    def __init__(self, status: int | None, headers: Mapping[str, str], reason: str) -> None:
+        super().__init__(status, headers, reason)
+        self.status, self.headers, self.reason = status, headers, reason
+
+    @property
+    def retryable(self) -> bool:
+        return self.status is None or self.status in RETRIED
+
+
+class HubHttp:
+    """GET from one Hub and from where it redirects.
+
+    Concurrency: usable from any number of threads. Not picklable: a process makes its own.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        tally: Tally,
+        *,
+        sleep: Callable[[float], None] = time.sleep,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self.settings, self.tally = settings, tally
+        self._sleep, self._jitter = sleep, jitter
+        self._hub = origin(settings.endpoint)
+        timeout = httpx.Timeout(settings.timeout_s)
+        limits = httpx.Limits(max_connections=32, max_keepalive_connections=16)
+        # trust_env=False keeps ~/.netrc from putting credentials on requests to a CDN; proxies are asked for by name
+        self._client = httpx.Client(
+            timeout=timeout, limits=limits, follow_redirects=False, trust_env=False, mounts=_proxies(settings.endpoint)
+        )
+
+    def close(self) -> None:
+        self._client.close()
+
+    @contextmanager
+    def stream(self, url: str, headers: Mapping[str, str] | None = None) -> Iterator[httpx.Response]:
+        """One request, no retry, no redirect. The body is still on the wire. Raises Refusal, or OfflineMode."""
+        if self.settings.offline:
+            raise OfflineMode(urlsplit(url).path)
+        own = origin(url) == self._hub
+        sent = {"accept-encoding": "identity", "user-agent": user_agent(), **(headers or {})}
+        if own and self.settings.token:
+            sent["authorization"] = "Bearer " + self.settings.token
+        self.tally.add(**{"hub_requests" if own else "cdn_requests": 1})
+        try:
+            with self._client.stream("GET", url, headers=sent) as response:
+                yield response
+        except (httpx.TransportError, httpx.InvalidURL, httpx.DecodingError) as error:
+            raise Refusal(
+                None, {}, f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+            ) from error
+
+    def read(self, url: str, headers: Mapping[str, str] | None = None, *, limit: int) -> httpx.Response:
+        """GET a small body, redirects and retries included. Raises Refusal when the last try was refused."""
+        return self.retrying(lambda: self._read_once(url, headers or {}, limit))
+
+    def retrying(self, attempt: Callable[[], T]) -> T:
+        """Call `attempt` until it does not raise a retryable Refusal, at most `settings.tries` times."""
+        for number in range(self.settings.tries):
+            try:
+                return attempt()
+            except Refusal as refused:
+                if not refused.retryable or number + 1 == self.settings.tries:
+                    raise
+                self.pause(refused, number)
+        raise AssertionError("settings.tries is at least 1")
+
+    def pause(self, refused: Refusal, number: int) -> None:
+        """Wait as the refusal says before the next try. A tenth of jitter: a cluster must not return as one."""
+        self.tally.add(retries=1)
+        wait = wait_after(refused.status, refused.headers, number, cap_s=self.settings.backoff_cap_s)
+        self._sleep(wait * (1 + 0.1 * self._jitter()))
+
+    def _read_once(self, url: str, headers: Mapping[str, str], limit: int) -> httpx.Response:
+        for _ in range(MAX_REDIRECTS):
+            with self.stream(url, headers) as response:
+                if response.is_redirect and "location" in response.headers:
+                    url = urljoin(url, response.headers["location"])
+                    continue
+                body = bytearray()
+                for chunk in response.iter_bytes():
+                    body += chunk
+                    if len(body) > limit:
+                        raise Refusal(response.status_code, response.headers, f"reply of more than {limit:,} bytes")
+                if response.status_code >= 300:
+                    raise refusal_of(response)
+                return httpx.Response(
+                    response.status_code, headers=plain_headers(response.headers), content=bytes(body)
+                )
+        raise Refusal(None, {}, f"more than {MAX_REDIRECTS} redirects")
+
+
+def refusal_of(response: httpx.Response) -> Refusal:
+    """What a reply of 300 and more says, from its headers (a HEAD-like body is never needed)."""
+    said = response.headers.get("x-error-message", "") or response.reason_phrase
+    return Refusal(response.status_code, response.headers, f"HTTP {response.status_code} {said}".strip())
+
+
+def named_error(
+    refused: Refusal, repo: RepoRef, endpoint: str, *, path: str = "", signed_in: bool = False
+) -> CrucibleError:
+    """The typed error for a final refusal, in the order the official client dispatches (X-Error-Code before status)."""
+    code = refused.headers.get("x-error-code", "")
+    message = refused.headers.get("x-error-message", "")
+    if code == "RevisionNotFound":
+        return RevisionNotFound(repo.repo_id, repo.revision)
+    if code == "EntryNotFound":
+        return EntryNotFound(repo.repo_id, repo.revision, path)
+    if code == "GatedRepo":
+        return GatedRepo(repo.repo_id, endpoint, signed_in)
+    if message == "Access to this resource is disabled.":
+        return DisabledRepo(repo.repo_id)
+    if refused.status == 401 and message.startswith("Invalid credentials in Authorization header"):
+        return BadCredentials(endpoint)
+    if code == "RepoNotFound" or refused.status == 401:
+        return RepoNotFound(repo.repo_id, endpoint)
+    return SourceUnavailable(f"{repo}/{path}".rstrip("/"), endpoint, refused.reason)
+
+
+def plain_headers(headers: httpx.Headers) -> dict[str, str]:
+    """Headers of a body that was read already: without those that describe how it was encoded on the wire."""
+    return {k: v for k, v in headers.items() if k not in ("content-encoding", "content-length", "transfer-encoding")}
+
+
+@cache
+def user_agent() -> str:
+    try:
+        return f"crucible/{version('crucible-data')}"
+    except PackageNotFoundError:
+        return "crucible"
+
+
+def _proxies(endpoint: str) -> dict[str, httpx.HTTPTransport]:
+    """The proxies of the environment, except for a Hub on this machine."""
+    if (urlsplit(endpoint).hostname or "") in ("127.0.0.1", "localhost", "::1"):
+        return {}
+    return {
+        f"{scheme}://": httpx.HTTPTransport(proxy=url)
+        for scheme, url in urllib.request.getproxies().items()
+        if scheme in ("http", "https")
+    }

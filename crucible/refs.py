@@ -1,0 +1,209 @@
+"""The nouns that cross rooms and processes: frozen, small enough to log, free of I/O."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, NewType
+
+from crucible.errors import UnsafePath, UsageError
+
+NodeId = NewType("NodeId", str)
+"""A node's name: Ray's hex id inside a cluster, `local` without one."""
+
+RepoType = Literal["dataset", "model", "space"]
+
+_REPO_PART = re.compile(r"[A-Za-z0-9_](?:[\w.-]{0,94}[A-Za-z0-9_])?", re.ASCII)
+_FULL_SHA = re.compile(r"[0-9a-f]{40}")
+
+
+def is_repo_id(repo_id: str) -> bool:
+    """True if the Hub could have such a repo: `namespace/name`, or the legacy `name`.
+
+    The rules are the Hub's: ASCII letters, digits, `-`, `_`, `.`; at most 96 characters a part, which begins and ends
+    with a letter, a digit or `_`; no `--`, no `..`, no `.git` at the end.
+    """
+    parts = repo_id.split("/")
+    return len(parts) <= 2 and all(
+        _REPO_PART.fullmatch(part) and "--" not in part and ".." not in part and not part.endswith(".git")
+        for part in parts
+    )
+
+
+def check_repo_id(repo_id: str) -> str:
+    """Return `repo_id` if it is one, else raise UsageError."""
+    if not is_repo_id(repo_id):
+        raise UsageError(f"{repo_id!r} is not a repo id; write it as namespace/name, or a folder as ./folder")
+    return repo_id
+
+
+def is_full_sha(revision: str) -> bool:
+    """True for a 40-hex commit: such a revision never moves, so nothing needs to ask the Hub where it points."""
+    return _FULL_SHA.fullmatch(revision) is not None
+
+
+def safe_repo_path(repo: str, path: str) -> str:
+    """Return `path` if it stays inside a folder when joined to it, on any file system; else raise UnsafePath."""
+    parts = path.split("/")
+    try:
+        path.encode()
+    except UnicodeEncodeError:  # lone surrogates: no file system agrees on what they are
+        raise UnsafePath(repo, path) from None
+    bad = (
+        not path
+        or path.startswith("/")
+        or "\\" in path
+        or "\0" in path
+        or any(part in ("", ".", "..") for part in parts)
+        or re.match(r"[A-Za-z]:", path) is not None
+        or any(len(part.encode()) > 255 for part in parts)
+    )
+    if bad:
+        raise UnsafePath(repo, path)
+    return path
+
+
+@dataclass(frozen=True, slots=True)
+class RepoRef:
+    """What the user asked for: a repo of one Hub at a branch, tag, ref or commit."""
+
+    repo_id: str
+    revision: str = "main"
+    repo_type: RepoType = "dataset"
+
+    def __str__(self) -> str:
+        return f"{self.repo_id}@{self.revision}"
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    """One file of a repo at a commit. `oid` is what the Hub promises its bytes hash to."""
+
+    path: str
+    size: int
+    """Bytes."""
+    oid: str
+    """sha256 of the content (`lfs`), or git's sha1 of it with the `blob <size>\\0` header (not `lfs`)."""
+    lfs: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ByteRange:
+    """Bytes [start, stop) of a file."""
+
+    start: int
+    stop: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start <= self.stop:
+            raise ValueError(f"a range needs 0 <= start <= stop, got [{self.start}, {self.stop})")
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+@dataclass(frozen=True, slots=True)
+class DataRequest:
+    """What a job, a plan or a loader is about. `config` and `split` None mean the default config and all splits."""
+
+    repo: RepoRef
+    config: str | None = None
+    split: str | None = None
+    columns: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ReadOptions:
+    """How the files of a split are read. Part of a shard's key, so every field changes the bytes.
+
+    `builder` is one of `parquet`, `json`, `csv`, `text`, `arrow`; `params` are that builder's own settings as sorted
+    (name, JSON value) pairs; `features` is the declared type of the columns, as JSON of `datasets`' feature dict, or
+    None to infer.
+    """
+
+    builder: str
+    params: tuple[tuple[str, str], ...] = ()
+    features: str | None = None
+    columns: tuple[str, ...] | None = None
+
+    def param(self, name: str, default: Any = None) -> Any:
+        for key, value in self.params:
+            if key == name:
+                return json.loads(value)
+        return default
+
+
+CONVERSION_VERSION = 1
+"""Raise it whenever the same inputs would give other shard bytes: old shards then simply have other keys."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkItem:
+    """What one task does: bring these source files to its node, and convert them, in order, into shards.
+
+    `index` is the item's place in the source order of the split. The shards of an item are numbered from 0 in row
+    order, so (index, number) sorts a split's shards into the order of the source.
+    """
+
+    index: int
+    repo: RepoRef
+    """`revision` is the pinned commit."""
+    files: tuple[SourceFile, ...]
+    options: ReadOptions
+    shard_bytes: int
+    """Target size of one shard, in bytes of Arrow data."""
+    key: str = field(default="")
+
+    def __post_init__(self) -> None:
+        if not self.key:
+            object.__setattr__(self, "key", item_key(self.files, self.options, self.shard_bytes))
+
+    @property
+    def size(self) -> int:
+        """Bytes of the source files."""
+        return sum(file.size for file in self.files)
+
+    def shard_key(self, number: int) -> str:
+        """Name of the item's shard `number`: 64 hex, a function of the item's inputs alone."""
+        return hashlib.sha256(f"{self.key}/{number}".encode()).hexdigest()
+
+
+def item_key(files: tuple[SourceFile, ...], options: ReadOptions, shard_bytes: int) -> str:
+    """64 hex digits that name what converting `files` gives. Paths and commits do not enter: same content, same key."""
+    inputs = {
+        "version": CONVERSION_VERSION,
+        "files": [[file.oid, file.size] for file in files],
+        "options": asdict(options),
+        "shard_bytes": shard_bytes,
+    }
+    return digest_of(inputs)
+
+
+def canonical_json(value: Any) -> bytes:
+    """The one spelling of a JSON value: sorted keys, no spaces, UTF-8. Digests are taken over this."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def digest_of(value: Mapping[str, Any]) -> str:
+    """sha256 over the canonical JSON, 64 hex digits."""
+    return hashlib.sha256(canonical_json(value)).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class ShardInfo:
+    """One shard of a manifest: exact, because it was counted and hashed when it was made."""
+
+    key: str
+    rows: int
+    size: int
+    """Bytes of the Arrow IPC file."""
+    digest: str
+    """sha256 of the Arrow IPC file."""
+    schema: str
+    """sha256 of the serialised Arrow schema; the schema itself is in the manifest's `schemas`."""
+    item: int
+    number: int
+    """Which shard of its item, from 0."""

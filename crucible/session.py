@@ -1,0 +1,332 @@
+"""The public way in: `load_dataset`, `prefetch`, `plan`, `status`, `nodes`, `locate`. Starts Ray only where said.
+
+`load_dataset` never starts Ray: what is not in this node's store and not on a peer it brings and converts here.
+`prefetch` does: embedded in this process, or in a running cluster with `address`.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from crucible.cache.store import Store
+from crucible.cluster.connect import cluster, import_ray
+from crucible.cluster.drive import LOCAL, LocalExecutor, cached_report, run_job
+from crucible.cluster.plan import Plan
+from crucible.cluster.prepare import prepare, remember
+from crucible.cluster.preview import preview
+from crucible.config import Settings, Token, check_endpoint
+from crucible.dataset import Dataset, DatasetDict, IterableDataset
+from crucible.errors import ClusterError, CrucibleError, ManifestError, UsageError
+from crucible.hub.client import repo_ref
+from crucible.manifest import Manifest
+from crucible.reach import listens
+from crucible.refs import DataRequest
+from crucible.report import JobReport, Progress, Tally
+from crucible.workers.fetch import NodeShards
+from crucible.workers.work import Workplace
+
+if TYPE_CHECKING:
+    from crucible.workers.tasks import JobOptions
+
+POLL_S = 0.2
+
+COORDINATOR_LIVES = 3
+"""How many coordinators one `prefetch` may wear out: a killed one is replaced, and what was done is found done."""
+
+
+def load_dataset(
+    path: str,
+    name: str | None = None,
+    *,
+    split: str | None = None,
+    streaming: bool = False,
+    revision: str | None = None,
+    columns: Sequence[str] | None = None,
+    endpoint: str | None = None,
+    token: str | bool | None = None,
+) -> Dataset | DatasetDict | IterableDataset | dict[str, IterableDataset]:
+    """Open a dataset repo (or a folder, `./my-repo`), as `datasets.load_dataset` would.
+
+    `name` is the config. Without `split` all splits come, in a `DatasetDict` (a plain dict when `streaming`). What an
+    earlier `prefetch` left on this node or on a peer is used; the rest is downloaded, verified and converted here,
+    before this returns. `columns` converts only those. `token` False means anonymous.
+
+    Raises a RepoError that names what there is, OfflineMode, a TransferError, a ConversionError or a StoreError.
+    """
+    settings = settings_with(Settings.from_env(), endpoint=endpoint, token=token)
+    request = data_request(path, name, split=split, revision=revision, columns=columns)
+    manifests, _ = local_job(request, settings)
+    if streaming:
+        streams = {m.split: IterableDataset(m, NodeShards(settings)) for m in manifests}
+        return streams[split] if split is not None else streams
+    whole = {m.split: Dataset(m, NodeShards(settings)) for m in manifests}
+    return whole[split] if split is not None else DatasetDict(whole)
+
+
+def prefetch(
+    repo: str,
+    config: str | None = None,
+    *,
+    split: str | None = None,
+    revision: str | None = None,
+    columns: Sequence[str] | None = None,
+    replicas: int = 1,
+    address: str | None = None,
+    nodes: int | None = None,
+    endpoint: str | None = None,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+) -> JobReport:
+    """Bring a repo into the stores of a Ray cluster, each byte once, and return what was done.
+
+    `address` is a running cluster's (`auto` finds this machine's); without it, and without RAY_ADDRESS, Ray is embedded
+    in this process and ends with it. `replicas` nodes will hold each shard; `nodes` limits how many take part.
+    `on_progress` is called a few times a second.
+
+    Raises what `load_dataset` raises, and ClusterUnreachable.
+    """
+    if replicas < 1 or (nodes is not None and nodes < 1):
+        raise UsageError(f"replicas and nodes are at least 1, got replicas={replicas}, nodes={nodes}")
+    settings = settings_with(Settings.from_env(), endpoint=endpoint)
+    request = data_request(repo, config, split=split, revision=revision, columns=columns)
+    with cluster(address or settings.ray_address) as embedded:
+        return _run_on_cluster(request, settings, embedded, replicas, nodes, on_progress)
+
+
+def plan(
+    repo: str,
+    config: str | None = None,
+    *,
+    split: str | None = None,
+    revision: str | None = None,
+    columns: Sequence[str] | None = None,
+    nodes: int = 1,
+    ranks_per_node: int = 1,
+    batch: int = 1,
+    replicas: int = 1,
+    endpoint: str | None = None,
+) -> Plan:
+    """Say what a prefetch on `nodes` cold nodes would move and what each rank would then read. Moves no data.
+
+    Reads the repo's listing and card, and parquet footers by range. `requests` and `rows` equal what the run then
+    counts, when nothing fails on the way. With several splits, `rows` and `ranks` are about their sum.
+    """
+    if min(nodes, ranks_per_node, batch, replicas) < 1:
+        raise UsageError("nodes, ranks, batch and replicas are at least 1")
+    settings = settings_with(Settings.from_env(), endpoint=endpoint)
+    request = data_request(repo, config, split=split, revision=revision, columns=columns)
+    store, tally = Store(settings.home), Tally()
+    prepared = prepare(request, settings, store, tally)
+    return preview(prepared, settings, tally, nodes, ranks_per_node, batch, replicas)
+
+
+def data_request(
+    repo: str, config: str | None, *, split: str | None, revision: str | None, columns: Sequence[str] | None
+) -> DataRequest:
+    """Check the arguments that name data. Raises UsageError."""
+    if columns is not None and (not columns or isinstance(columns, str)):
+        raise UsageError(f"columns must be a list of column names, got {columns!r}")
+    return DataRequest(repo_ref(repo, revision), config, split, None if columns is None else tuple(columns))
+
+
+def settings_with(settings: Settings, *, endpoint: str | None = None, token: str | bool | None = None) -> Settings:
+    """`settings` with what the caller gave by argument. `token` True means that one is required."""
+    if endpoint is not None:
+        settings = replace(settings, endpoint=check_endpoint(endpoint))
+    if token is False:
+        return replace(settings, token=None)
+    if token is True and settings.token is None:
+        raise UsageError("token=True, but there is none; set HF_TOKEN or run `hf auth login`")
+    return replace(settings, token=Token(token)) if isinstance(token, str) else settings
+
+
+def local_job(
+    request: DataRequest, settings: Settings, on_progress: Callable[[Progress], None] = lambda _: None
+) -> tuple[tuple[Manifest, ...], JobReport]:
+    """The same job in this process, without Ray. Shards that only a peer holds are left there until they are read."""
+    began = time.monotonic()
+    store, tally = Store(settings.home), Tally()
+    prepared = prepare(request, settings, store, tally)
+    job = job_name(request)
+    if prepared.cached:
+        return prepared.manifests, cached_report(job, prepared, tally.counts, time.monotonic() - began)
+    executor = LocalExecutor(Workplace(store, settings, LOCAL))
+    try:
+        manifests, report = run_job(
+            job,
+            prepared,
+            executor,
+            limit_bytes=settings.inflight_bytes,
+            observe=on_progress,
+            offset_s=time.monotonic() - began,
+            metadata=tally.counts,
+        )
+    finally:
+        executor.close()
+    remember(prepared, manifests, store)
+    return manifests, report
+
+
+def job_name(request: DataRequest) -> str:
+    """A name a person can type: the repo's last part and six random letters."""
+    return f"{Path(request.repo.repo_id).name[:40]}-{secrets.token_hex(3)}"
+
+
+def _run_on_cluster(
+    request: DataRequest,
+    settings: Settings,
+    embedded: bool,
+    replicas: int,
+    nodes: int | None,
+    on_progress: Callable[[Progress], None],
+) -> JobReport:
+    from crucible.workers.tasks import JobOptions
+
+    ray = import_ray()
+    for life in range(COORDINATOR_LIVES):
+        job = job_name(request)
+        try:
+            return _one_job(job, request, settings, JobOptions.of(settings), embedded, replicas, nodes, on_progress)
+        except ray.exceptions.RayActorError as error:
+            if life + 1 == COORDINATOR_LIVES:
+                raise ClusterError(f"job {job}: the coordinator died {COORDINATOR_LIVES} times ({error})") from error
+            time.sleep(1.0)  # Ray needs a moment to forget the dead actor's name
+    raise AssertionError("the loop returns or raises")
+
+
+def _one_job(
+    job: str,
+    request: DataRequest,
+    settings: Settings,
+    options: JobOptions,
+    embedded: bool,
+    replicas: int,
+    nodes: int | None,
+    on_progress: Callable[[Progress], None],
+) -> JobReport:
+    from crucible.cluster.coordinator import start_coordinator
+
+    ray = import_ray()
+    coordinator = start_coordinator(embedded=embedded)
+    token_file = _hand_over(settings)
+    try:
+        ray.get(coordinator.submit.remote(job, request, options, replicas, nodes, token_file))
+    finally:
+        if token_file is not None:
+            Path(token_file).unlink(missing_ok=True)
+    while True:
+        outcome = ray.get(coordinator.result.remote(job, POLL_S))
+        on_progress(ray.get(coordinator.progress.remote(job)))
+        if isinstance(outcome, CrucibleError):
+            raise outcome
+        if outcome is not None:
+            report: JobReport = outcome
+            return report
+
+
+def _hand_over(settings: Settings) -> str | None:
+    """Put the token where the coordinator on this machine reads and removes it. Its path crosses Ray, it does not."""
+    if settings.token is None:
+        return None
+    name = f"token-{secrets.token_hex(8)}"
+    Store(settings.home).write_small(name, settings.token.encode(), mode=0o600)
+    return str(settings.home / name)
+
+
+@dataclass(frozen=True, slots=True)
+class Located:
+    """Where a split's shards are."""
+
+    split: str
+    shard: int
+    key: str
+    rows: int
+    size: int
+    urls: tuple[str, ...]
+
+
+def nodes(address: str | None = None) -> list[dict[str, Any]]:
+    """One entry a node of a running cluster: its store's shards, bytes and free bytes. Raises ClusterUnreachable."""
+    from crucible.cluster.coordinator import start_coordinator
+
+    with cluster(_running(address)):
+        found: list[dict[str, Any]] = import_ray().get(start_coordinator(embedded=False).nodes.remote())
+        return found
+
+
+def status(address: str | None = None) -> dict[str, Any]:
+    """This node's store and agent; and the jobs of a running cluster, by `address` or RAY_ADDRESS."""
+    from crucible.workers.serve import read_address, store_status
+
+    settings = Settings.from_env()
+    store = Store(settings.home)
+    agent = read_address(store)
+    here: dict[str, Any] = store_status(store, LOCAL, agent.url if agent and listens(agent.url) else "")
+    here["manifests"] = [
+        {
+            "repo": m.repo.repo_id,
+            "commit": m.repo.revision,
+            "config": m.config,
+            "split": m.split,
+            "rows": m.rows,
+            "shards": len(m.shards),
+            "shards_here": sum(store.has_shard(shard) for shard in m.shards),
+            "bytes": m.size,
+            "manifest": m.id,
+        }
+        for m in store.manifests()
+    ]
+    if (where := address or settings.ray_address) is not None:
+        from crucible.workers.tasks import coordinator
+
+        with cluster(where):
+            here["jobs"] = [
+                {
+                    "job": progress.job,
+                    "repo": request.repo.repo_id,
+                    "phase": progress.phase,
+                    "items_done": progress.items_done,
+                    "items": progress.items,
+                    "bytes_done": progress.bytes_done,
+                    "bytes": progress.bytes,
+                    "error": error,
+                }
+                for request, progress, error in import_ray().get(coordinator().jobs.remote())
+            ]
+    return here
+
+
+def locate(
+    repo: str,
+    config: str | None = None,
+    *,
+    split: str | None = None,
+    revision: str | None = None,
+    address: str | None = None,
+    endpoint: str | None = None,
+) -> list[Located]:
+    """Which node holds which shard of a dataset that was prefetched."""
+    from crucible.workers.tasks import coordinator
+
+    settings = settings_with(Settings.from_env(), endpoint=endpoint)
+    request = data_request(repo, config, split=split, revision=revision, columns=None)
+    prepared = prepare(request, settings, Store(settings.home), Tally())
+    if not prepared.cached:
+        raise ManifestError(repo, f"is not in {settings.home}; run `crucible prefetch {repo}` first")
+    with cluster(_running(address or settings.ray_address)):
+        keys = [shard.key for manifest in prepared.manifests for shard in manifest.shards]
+        holders: dict[str, list[str]] = import_ray().get(coordinator().locate.remote(keys))
+    return [
+        Located(manifest.split, number, shard.key, shard.rows, shard.size, tuple(holders[shard.key]))
+        for manifest in prepared.manifests
+        for number, shard in enumerate(manifest.shards)
+    ]
+
+
+def _running(address: str | None) -> str:
+    """The address of a cluster that must be there already."""
+    return address or Settings.from_env().ray_address or "auto"

@@ -1,0 +1,46 @@
+"""What all tests share: a Hub of their own, real data when there is some, and a home that is not the user's."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.hubserver.faults import FaultyHub
+
+FOREIGN = ("HF_", "HUGGING", "CRUCIBLE_", "RAY_ADDRESS", "XDG_CACHE_HOME", "RANK", "WORLD_SIZE", "LOCAL_RANK")
+
+
+@pytest.fixture(autouse=True)
+def _own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads the user's tokens, caches or settings, or writes among them."""
+    for name in list(os.environ):
+        if name.startswith(FOREIGN) and name != "CRUCIBLE_REAL_DATA":
+            monkeypatch.delenv(name)
+    home = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("HF_HOME", str(home / "hf"))
+    monkeypatch.setenv("CRUCIBLE_HOME", str(home / "crucible"))
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[FaultyHub]:
+    """An empty Hub on loopback; put repos in with `hub.import_files`, break it with `hub.add`."""
+    with FaultyHub(tmp_path / "hub") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Callable[[str], Path]:
+    """`real_data("gsm8k")` is the folder of a real data set; the test is skipped where there is none."""
+    default = Path(__file__).resolve().parents[2] / "shared" / "data"
+    folder = Path(os.environ.get("CRUCIBLE_REAL_DATA", default))
+
+    def find(name: str) -> Path:
+        if not (folder / name).is_dir():
+            pytest.skip(f"no real data {name!r} in {folder}; set CRUCIBLE_REAL_DATA to a folder of data sets")
+        return folder / name
+
+    return find

@@ -1,0 +1,263 @@
+"""Downloading one file, over real sockets, from sources that fail and lie. What lands is right, or nothing lands."""
+
+from __future__ import annotations
+
+import hashlib
+import http.server
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from crucible.errors import ChecksumMismatch, DiskFull, SizeMismatch, SourceUnavailable
+from crucible.hub.http import wait_after
+from crucible.refs import SourceFile
+from crucible.report import Tally
+from crucible.workers.download import DownloadOptions, download
+from crucible.workers.sources import PeerSource
+
+DATA = bytes(range(256)) * 400  # 102,400 bytes
+KEY = "ab" * 32
+FILE = SourceFile(KEY, len(DATA), hashlib.sha256(DATA).hexdigest(), lfs=True)
+OPTIONS = DownloadOptions(part_bytes=30_000, tries=4, backoff_cap_s=0, sleep=lambda _: None)
+
+
+class Request:
+    """One request as a script of the server sees it."""
+
+    def __init__(self, handler: http.server.BaseHTTPRequestHandler, number: int) -> None:
+        self.handler, self.number = handler, number
+        start, stop = handler.headers["range"].removeprefix("bytes=").split("-")
+        self.start, self.stop = int(start), int(stop) + 1
+
+    def send(self, body: bytes, *, status: int = 206, length: int | None = None, content_range: str = "") -> None:
+        self.handler.send_response(status)
+        self.handler.send_header("content-length", str(len(body) if length is None else length))
+        if status == 206:
+            said = content_range or f"bytes {self.start}-{self.stop - 1}/{len(DATA)}"
+            self.handler.send_header("content-range", said)
+        self.handler.end_headers()
+        self.handler.wfile.write(body)
+        if length is not None and length > len(body):
+            self.handler.close_connection = True
+            self.handler.wfile.flush()
+            self.handler.connection.shutdown(2)
+
+    def right(self) -> None:
+        self.send(DATA[self.start : self.stop])
+
+
+@contextmanager
+def server(script: Callable[[Request], None]) -> Iterator[tuple[str, list[tuple[int, int]]]]:
+    """A peer whose replies `script` writes. Yields its url and the ranges it was asked for."""
+    asked: list[tuple[int, int]] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            request = Request(self, len(asked))
+            asked.append((request.start, request.stop))
+            script(request)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    http_server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    http_server.daemon_threads = True
+    thread = threading.Thread(target=http_server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{http_server.server_port}", asked
+    finally:
+        http_server.shutdown()
+        http_server.server_close()
+        thread.join(10)
+
+
+def fetch(target: Path, *urls: str, timeout_s: float = 5, tally: Tally | None = None) -> bytes:
+    tally = tally or Tally()
+    sources = [PeerSource(url, "secret", tally, timeout_s=timeout_s) for url in urls]
+    return download(FILE, sources, target, OPTIONS, tally).read_bytes()
+
+
+def test_a_file_comes_in_parts_and_is_verified(tmp_path: Path) -> None:
+    tally = Tally()
+    with server(Request.right) as (url, asked):
+        assert fetch(tmp_path / "f", url, tally=tally) == DATA
+    assert asked == [(0, 30_000), (30_000, 60_000), (60_000, 90_000), (90_000, 102_400)]
+    assert (tally.counts.peer_bytes, tally.counts.verified_files) == (len(DATA), 1)
+
+
+def test_a_cut_body_goes_on_at_its_offset(tmp_path: Path) -> None:
+    def cut_once(request: Request) -> None:
+        if request.number == 1:
+            request.send(DATA[request.start : request.start + 10_000], length=request.stop - request.start)
+        else:
+            request.right()
+
+    with server(cut_once) as (url, asked):
+        assert fetch(tmp_path / "f", url) == DATA
+    assert asked[2][0] == 40_000
+
+
+def test_a_source_that_ignores_ranges_is_read_as_a_whole(tmp_path: Path) -> None:
+    with server(lambda request: request.send(DATA, status=200)) as (url, asked):
+        assert fetch(tmp_path / "f", url) == DATA
+    assert len(asked) == 1
+
+
+def test_a_source_that_ignores_the_range_midway_restarts_the_file(tmp_path: Path) -> None:
+    with server(lambda r: r.right() if r.number == 0 else r.send(DATA, status=200)) as (url, _):
+        assert fetch(tmp_path / "f", url) == DATA
+
+
+def test_a_wrong_content_range_is_not_believed(tmp_path: Path) -> None:
+    def shifted(request: Request) -> None:
+        if request.number == 1:
+            body = DATA[0 : request.stop - request.start]
+            request.send(body, content_range=f"bytes 0-{len(body) - 1}/{len(DATA)}")
+        else:
+            request.right()
+
+    with server(shifted) as (url, _):
+        assert fetch(tmp_path / "f", url) == DATA
+
+
+def test_a_flipped_byte_is_tried_again_and_then_the_source_is_dropped_for_another(tmp_path: Path) -> None:
+    def flipped(request: Request) -> None:
+        body = bytearray(DATA[request.start : request.stop])
+        body[0] ^= 1
+        request.send(bytes(body))
+
+    with server(flipped) as (liar, asked), server(Request.right) as (honest, _):
+        with pytest.raises(ChecksumMismatch, match=liar):
+            fetch(tmp_path / "f", liar)
+        assert not (tmp_path / "f").exists()
+        assert len(asked) == 8, "twice the whole file, in four parts"
+        assert fetch(tmp_path / "f", liar, honest) == DATA
+
+
+def test_a_body_that_does_not_end_is_cut_off_at_the_promised_size(tmp_path: Path) -> None:
+    tally = Tally()
+    with (
+        server(lambda request: request.send(DATA * 50, status=200)) as (url, _),
+        pytest.raises(SizeMismatch, match="expected 102,400"),
+    ):
+        fetch(tmp_path / "f", url, tally=tally)
+    assert tally.counts.peer_bytes < 3 * 65_536 + 2 * len(DATA)
+    assert not (tmp_path / "f").exists()
+
+
+def test_a_lying_content_length_is_an_error_that_names_the_source(tmp_path: Path) -> None:
+    with (
+        server(lambda request: request.send(b"short", status=200, length=len(DATA))) as (url, _),
+        pytest.raises(SourceUnavailable, match=url),
+    ):
+        fetch(tmp_path / "f", url)
+
+
+@pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
+def test_not_now_is_tried_again(tmp_path: Path, status: int) -> None:
+    with server(lambda r: r.send(b"", status=status) if r.number < 3 else r.right()) as (url, _):
+        assert fetch(tmp_path / "f", url) == DATA
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 412])
+def test_not_you_is_not_tried_again(tmp_path: Path, status: int) -> None:
+    with server(lambda request: request.send(b"", status=status)) as (url, asked):
+        with pytest.raises(SourceUnavailable, match=str(status)):
+            fetch(tmp_path / "f", url)
+        assert len(asked) == 1
+
+
+def test_a_stalled_source_is_left_for_another(tmp_path: Path) -> None:
+    release = threading.Event()
+
+    def stall(request: Request) -> None:
+        request.handler.send_response(206)
+        request.handler.end_headers()
+        release.wait(20)
+
+    with server(stall) as (stalled, _), server(Request.right) as (good, _):
+        try:
+            assert fetch(tmp_path / "f", stalled, good, timeout_s=0.3) == DATA
+        finally:
+            release.set()
+
+
+def test_a_dead_port_is_an_error_that_says_so(tmp_path: Path) -> None:
+    with server(Request.right) as (url, _):
+        pass
+    with pytest.raises(SourceUnavailable, match="ConnectError"):
+        fetch(tmp_path / "f", url)
+
+
+def test_an_empty_file_asks_for_nothing(tmp_path: Path) -> None:
+    empty = SourceFile(KEY, 0, hashlib.sha256(b"").hexdigest(), lfs=True)
+    source = PeerSource("http://127.0.0.1:9", "secret", Tally(), timeout_s=1)
+    assert download(empty, [source], tmp_path / "f", OPTIONS, Tally()).read_bytes() == b""
+
+
+def test_a_full_disk_is_named_as_one(tmp_path: Path) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full on this system")
+    (tmp_path / "f").symlink_to("/dev/full")
+    with server(Request.right) as (url, _), pytest.raises(DiskFull, match="no space left"):
+        fetch(tmp_path / "f", url)
+
+
+@settings(deadline=None, max_examples=30)
+@given(faults=st.lists(st.sampled_from(["right", "cut", "flip", "whole", "503", "shift", "416"]), max_size=8))
+def test_whatever_a_source_does_what_lands_is_right_or_nothing(
+    tmp_path_factory: pytest.TempPathFactory, faults: list[str]
+) -> None:
+    def script(request: Request) -> None:
+        fault = faults[request.number] if request.number < len(faults) else "right"
+        body = DATA[request.start : request.stop]
+        match fault:
+            case "cut":
+                request.send(body[: len(body) // 2], length=len(body))
+            case "flip":
+                request.send(bytes([body[0] ^ 255]) + body[1:])
+            case "whole":
+                request.send(DATA, status=200)
+            case "503" | "416":
+                request.send(b"", status=int(fault))
+            case "shift":
+                request.send(body, content_range=f"bytes {request.start + 1}-{request.stop}/{len(DATA)}")
+            case _:
+                request.right()
+
+    target = tmp_path_factory.mktemp("landed") / "f"
+    with server(script) as (url, _):
+        try:
+            assert fetch(target, url) == DATA
+        except (ChecksumMismatch, SizeMismatch, SourceUnavailable):
+            assert not target.exists()
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "attempt", "expected"),
+    [
+        (429, {"ratelimit": '"api";r=0;t=55'}, 0, 56),
+        (429, {"ratelimit": '"api";r=7;t=55', "retry-after": "3"}, 0, 4),
+        (429, {"ratelimit": '"api";r=7;t=55'}, 2, 4),
+        (503, {"retry-after": "9"}, 0, 10),
+        (503, {"retry-after": "Wed, 21 Oct 2026 07:28:00 GMT"}, 1, 2),
+        (500, {"retry-after": "9"}, 0, 1),
+        (None, {}, 0, 1),
+        (None, {}, 3, 8),
+        (429, {"ratelimit": '"api";r=0;t=299'}, 0, 300),
+        (429, {"ratelimit": '"api";r=0;t=4000'}, 0, 900),
+        (500, {}, 20, 60),
+    ],
+)
+def test_the_wait_is_what_the_hub_says_else_it_doubles(
+    status: int | None, headers: dict[str, str], attempt: int, expected: float
+) -> None:
+    assert wait_after(status, headers, attempt, cap_s=60) == expected

@@ -1,0 +1,177 @@
+"""Where bytes come from: the Hub, a peer's agent, a folder on this disk. One protocol: `download` sees no difference.
+
+A source opens a file at an offset and says where its bytes really begin. It raises `Refusal` for what may pass, and a
+typed error for what will not. It decides nothing about other sources.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from itertools import takewhile
+from pathlib import Path
+from typing import Protocol
+from urllib.parse import urljoin
+
+import httpx
+
+from crucible.errors import SourceUnavailable
+from crucible.hub.client import resolve_url
+from crucible.hub.http import MAX_REDIRECTS, HubHttp, Refusal, named_error, origin, refusal_of, user_agent
+from crucible.refs import RepoRef, SourceFile
+from crucible.report import Tally
+
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """Bytes on their way: `chunks` begins at offset `start` of the file, which is 0 when the range was ignored."""
+
+    start: int
+    chunks: Iterator[bytes]
+
+
+class LinkExpired(Refusal):
+    """The CDN refused a signed link. Asking the Hub again gives a fresh one, and there is nothing to wait for."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(None, {}, f"the CDN refused the link (HTTP {status})")
+        self.args = (status,)
+
+
+class Source(Protocol):
+    """One place a file can be read from. `name` appears in errors."""
+
+    name: str
+
+    def open(self, file: SourceFile, start: int, stop: int) -> AbstractContextManager[Body]:
+        """Begin to read bytes [start, stop) of `file`. Raises Refusal (may pass) or a CrucibleError (will not)."""
+        ...
+
+    def refused(self, file: SourceFile, refusal: Refusal) -> Exception:
+        """The typed error for a refusal that did not pass."""
+        ...
+
+    def count(self, size: int) -> None:
+        """Say that `size` bytes of this source's arrived."""
+        ...
+
+
+def ranged(response: httpx.Response, file: SourceFile, start: int) -> int:
+    """Where the bytes of a reply to `Range: bytes=start-` begin. Raises Refusal when the reply contradicts itself.
+
+    200 means that the range was ignored: the body is the whole file. 206 must say the range that was asked for, of a
+    file of the promised size; a server or a cache that answers with another range would silently shift the bytes.
+    """
+    if response.status_code == 200:
+        return 0
+    if response.status_code != 206:
+        raise refusal_of(response)
+    said = response.headers.get("content-range", "")
+    match = _CONTENT_RANGE.fullmatch(said)
+    if match is None or int(match[1]) != start or match[3] not in ("*", str(file.size)):
+        raise Refusal(None, {}, f"asked for bytes {start}- of {file.size}, the reply says {said or 'nothing'!r}")
+    return start
+
+
+class HubSource:
+    """The Hub: resolve, then wherever it redirects to.
+
+    The redirect's target is kept per file, so a file in many ranges is resolved once; a signed link that has
+    expired (401 or 403 from another origin than the Hub's) is resolved anew, once a try.
+    """
+
+    def __init__(self, http: HubHttp, repo: RepoRef) -> None:
+        self._http, self._repo = http, repo
+        self.name = http.settings.endpoint
+        self._links: dict[str, str] = {}
+
+    @contextmanager
+    def open(self, file: SourceFile, start: int, stop: int) -> Iterator[Body]:
+        headers = {"range": f"bytes={start}-{stop - 1}"} if (start, stop) != (0, file.size) else {}
+        url = self._links.get(file.path) or resolve_url(self.name, self._repo, file.path)
+        for _ in range(MAX_REDIRECTS):
+            with self._http.stream(url, headers) as response:
+                if response.is_redirect and "location" in response.headers:
+                    url = urljoin(url, response.headers["location"])
+                    if origin(url) != origin(self.name):
+                        self._links[file.path] = url
+                    continue
+                if response.status_code in (401, 403) and origin(url) != origin(self.name):
+                    self._links.pop(file.path, None)
+                    raise LinkExpired(response.status_code)
+                begins = ranged(response, file, start)
+                encoded = "content-encoding" in response.headers
+                # iter_raw's own chunks: a chunk size of ours makes httpx copy and halves its speed
+                yield Body(begins, response.iter_bytes() if encoded else response.iter_raw())
+                return
+        raise Refusal(None, {}, f"more than {MAX_REDIRECTS} redirects")
+
+    def refused(self, file: SourceFile, refusal: Refusal) -> Exception:
+        signed_in = self._http.settings.token is not None
+        return named_error(refusal, self._repo, self.name, path=file.path, signed_in=signed_in)
+
+    def count(self, size: int) -> None:
+        self._http.tally.add(hub_bytes=size)
+
+
+class PeerSource:
+    """A shard in another node's store, served by its agent. `file.path` is the shard's key."""
+
+    def __init__(self, url: str, secret: str, tally: Tally, *, timeout_s: float) -> None:
+        self.name = url
+        self._secret, self._tally = secret, tally
+        self._timeout = httpx.Timeout(timeout_s)
+
+    @contextmanager
+    def open(self, file: SourceFile, start: int, stop: int) -> Iterator[Body]:
+        headers = {
+            "authorization": f"Bearer {self._secret}",
+            "range": f"bytes={start}-{stop - 1}",
+            "accept-encoding": "identity",
+            "user-agent": user_agent(),
+        }
+        self._tally.add(peer_requests=1)
+        try:
+            # no proxy between nodes, and no credentials out of ~/.netrc
+            with (
+                httpx.Client(timeout=self._timeout, trust_env=False) as client,
+                client.stream("GET", f"{self.name}/v1/shards/{file.path}", headers=headers) as response,
+            ):
+                yield Body(ranged(response, file, start), response.iter_raw())
+        except (httpx.TransportError, httpx.InvalidURL) as error:
+            raise Refusal(None, {}, f"{type(error).__name__}: {error}") from error
+
+    def refused(self, file: SourceFile, refusal: Refusal) -> Exception:
+        return SourceUnavailable(f"shard {file.path[:12]}", self.name, refusal.reason)
+
+    def count(self, size: int) -> None:
+        self._tally.add(peer_bytes=size)
+
+
+class FolderSource:
+    """A repo that is a folder on this disk."""
+
+    def __init__(self, folder: Path, tally: Tally) -> None:
+        self.name = str(folder)
+        self._folder, self._tally = folder, tally
+
+    @contextmanager
+    def open(self, file: SourceFile, start: int, stop: int) -> Iterator[Body]:
+        try:
+            source = (self._folder / file.path).open("rb")
+        except OSError as error:
+            raise Refusal(404, {}, f"{error.strerror}: {error.filename}") from error
+        with source:
+            source.seek(start)
+            chunks = (source.read(min(1 << 20, stop - at)) for at in range(start, stop, 1 << 20))
+            yield Body(start, takewhile(len, chunks))
+
+    def refused(self, file: SourceFile, refusal: Refusal) -> Exception:
+        return SourceUnavailable(file.path, self.name, refusal.reason)
+
+    def count(self, size: int) -> None:
+        self._tally.add(local_bytes=size)

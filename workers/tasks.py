@@ -1,0 +1,125 @@
+"""The Ray tasks: thin wrappers around worker functions, nothing else.
+
+What crosses a Ray call is frozen and small: a work item in, a result out. File contents and the Hub token never do. The
+token is this node's own (HF_TOKEN or the token file), else it is asked of the coordinator, in memory, at run time.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+import ray as untyped_ray
+
+from crucible.cache.store import Store
+from crucible.config import Settings, Token, node_settings
+from crucible.errors import ClusterError
+from crucible.refs import NodeId, ShardInfo, WorkItem
+from crucible.report import Counts, ItemResult, Tally
+from crucible.workers.secret import load_secret
+from crucible.workers.work import Workplace, copy_shard, run_item
+
+ray: Any = untyped_ray  # its annotations know neither `exceptions` nor what a remote call returns
+
+NAMESPACE = "crucible"
+COORDINATOR = "crucible-coordinator"
+ASK_TIMEOUT_S = 30.0
+PROGRESS_EVERY_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class JobOptions:
+    """The part of the settings that a job carries to the nodes. No token, no path: those are each node's own."""
+
+    endpoint: str
+    offline: bool
+    part_bytes: int
+    shard_bytes: int
+    inflight_bytes: int
+    tries: int
+    timeout_s: float
+    backoff_cap_s: float
+
+    @classmethod
+    def of(cls, settings: Settings) -> JobOptions:
+        return cls(*(getattr(settings, name) for name in cls.__slots__))
+
+    def on_this_node(self) -> Settings:
+        """This node's settings with the job's options on top. The node's token stays only if it is for that Hub."""
+        own = node_settings()
+        token = own.token if own.endpoint == self.endpoint else None
+        return replace(own, token=token, **{name: getattr(self, name) for name in self.__slots__})
+
+
+def this_node() -> NodeId:
+    return NodeId(ray.get_runtime_context().get_node_id())
+
+
+def coordinator() -> Any:
+    """The cluster's coordinator. Raises ClusterError when there is none."""
+    try:
+        return ray.get_actor(COORDINATOR, namespace=NAMESPACE)
+    except ValueError as error:
+        raise ClusterError(
+            "this Ray cluster has no crucible coordinator; start one with `crucible prefetch`"
+        ) from error
+
+
+def settings_for(options: JobOptions, job: str) -> Settings:
+    """This node's settings for a job, with the job's token if the node has none for its Hub."""
+    settings = options.on_this_node()
+    if settings.token is None:
+        given = ray.get(coordinator().credential.remote(job), timeout=ASK_TIMEOUT_S)
+        settings = replace(settings, token=Token(given) if given else None)
+    return settings
+
+
+def _run_item(item: WorkItem, options: JobOptions, job: str) -> ItemResult:
+    """Do one item on whatever node this runs on. Retries are the coordinator's: it knows where else to go."""
+    settings = settings_for(options, job)
+    reporter = _Reporter(job)
+    place = Workplace(Store(settings.home), settings, this_node(), reporter.add)
+    try:
+        return run_item(item, place)
+    finally:
+        reporter.flush()
+
+
+def _copy_shard(shard: ShardInfo, urls: tuple[str, ...], options: JobOptions) -> Counts:
+    """Bring a replica of a shard to this node."""
+    settings = options.on_this_node()
+    store = Store(settings.home)
+    secret = load_secret(store)
+    if secret is None:
+        raise ClusterError(f"{settings.home}: no cluster secret on this node; is its agent running?")
+    tally = Tally()
+    copy_shard(shard, urls, secret, Workplace(store, settings, this_node()), tally)
+    return tally.counts
+
+
+run_item_task: Any = ray.remote(num_cpus=1, max_retries=0)(_run_item)
+copy_shard_task: Any = ray.remote(num_cpus=0, max_retries=0)(_copy_shard)
+
+
+class _Reporter:
+    """Tells the coordinator how many bytes arrived, at most twice a second, and never waits for an answer."""
+
+    def __init__(self, job: str) -> None:
+        self._job, self._coordinator = job, coordinator()
+        self._lock = threading.Lock()
+        self._unsent, self._sent_at = 0, time.monotonic()
+
+    def add(self, size: int) -> None:
+        with self._lock:
+            self._unsent += size
+            due = time.monotonic() - self._sent_at >= PROGRESS_EVERY_S
+        if due:
+            self.flush()
+
+    def flush(self) -> None:
+        with self._lock:
+            size, self._unsent, self._sent_at = self._unsent, 0, time.monotonic()
+        if size:
+            self._coordinator.arrived.remote(self._job, size)
