@@ -58,6 +58,16 @@ class Settings:
     """Seconds without a byte after which a connection counts as stalled (HF_HUB_DOWNLOAD_TIMEOUT)."""
     backoff_cap_s: float = 60.0
     """No wait of our own choosing between tries is longer; what the Hub says it wants to wait is another matter."""
+    streams: int = 8
+    """Ranges of one big file in flight at once (CRUCIBLE_STREAMS). They hide latency; a near source gets fewer."""
+    connections: int = 64
+    """Requests in flight at once to the Hub, its mirrors and its CDN: of the whole cluster where there is one, else of
+    this process (CRUCIBLE_CONNECTIONS)."""
+    stall_s: float = 3.0
+    """Seconds without a byte after which another source is asked for the rest, while this one may still wake up
+    (CRUCIBLE_STALL)."""
+    mirrors: tuple[str, ...] = ()
+    """Endpoints that serve the same repos and are asked before the Hub, without a token (CRUCIBLE_MIRRORS)."""
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> Settings:
@@ -77,9 +87,15 @@ class Settings:
             shard_bytes=_size(env, "CRUCIBLE_SHARD_BYTES", 64 << 20),
             part_bytes=_size(env, "CRUCIBLE_PART_BYTES", 64 << 20),
             inflight_bytes=_size(env, "CRUCIBLE_INFLIGHT_BYTES", 4 << 30),
-            tries=_integer(env, "CRUCIBLE_TRIES", 5),
+            tries=_count(env, "CRUCIBLE_TRIES", 5),
             timeout_s=_seconds(env, "HF_HUB_DOWNLOAD_TIMEOUT", 10.0),
             backoff_cap_s=_seconds(env, "CRUCIBLE_BACKOFF_CAP", 60.0),
+            streams=_count(env, "CRUCIBLE_STREAMS", 8),
+            connections=_count(env, "CRUCIBLE_CONNECTIONS", 64),
+            stall_s=_seconds(env, "CRUCIBLE_STALL", 3.0),
+            mirrors=tuple(
+                check_endpoint(part.strip()) for part in env.get("CRUCIBLE_MIRRORS", "").split(",") if part.strip()
+            ),
         )
 
 
@@ -170,6 +186,13 @@ def _integer(env: Mapping[str, str], name: str, default: int) -> int:
         return int(env.get(name) or default)
     except ValueError:
         raise UsageError(f"{name}={env[name]!r} is not a whole number") from None
+
+
+def _count(env: Mapping[str, str], name: str, default: int) -> int:
+    value = _integer(env, name, default)
+    if value < 1:
+        raise UsageError(f"{name}={value} must be at least 1")
+    return value
 
 
 def _seconds(env: Mapping[str, str], name: str, default: float) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Literal
 
@@ -61,6 +62,30 @@ class Tally:
     def counts(self) -> Counts:
         with self._lock:
             return self._counts
+
+
+@dataclass(frozen=True, slots=True)
+class TransferEvent:
+    """Something happened to one file on its way. What progress bars, logs and metrics are made of."""
+
+    kind: Literal["started", "progress", "retried", "waiting", "verified", "finished", "failed"]
+    path: str
+    """The file's path in its repo, or the shard's key."""
+    size: int = 0
+    """Bytes: of the file for started, verified and finished; that arrived since the last event for progress, negative
+    where bytes were taken back because they were wrong."""
+    seconds: float = 0.0
+    """How long it will wait (waiting) or took (finished)."""
+    source: str = ""
+    reason: str = ""
+
+
+Observer = Callable[[TransferEvent], None]
+"""Called from any thread; must be quick and must not raise."""
+
+
+def unobserved(event: TransferEvent) -> None:
+    """The observer of those who do not care."""
 
 
 @dataclass(frozen=True, slots=True)

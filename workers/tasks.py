@@ -41,6 +41,10 @@ class JobOptions:
     tries: int
     timeout_s: float
     backoff_cap_s: float
+    streams: int
+    connections: int
+    stall_s: float
+    mirrors: tuple[str, ...]
 
     @classmethod
     def of(cls, settings: Settings) -> JobOptions:
