@@ -107,7 +107,9 @@ class HubHttp:
         self._client.close()
 
     @contextmanager
-    def stream(self, url: str, headers: Mapping[str, str] | None = None) -> Iterator[httpx.Response]:
+    def stream(
+        self, url: str, headers: Mapping[str, str] | None = None, *, method: str = "GET", content: bytes | None = None
+    ) -> Iterator[httpx.Response]:
         """One request, no retry, no redirect. The body is still on the wire. Raises Refusal, or OfflineMode."""
         if self.settings.offline:
             raise OfflineMode(urlsplit(url).path)
@@ -117,7 +119,7 @@ class HubHttp:
             sent["authorization"] = "Bearer " + self.settings.token
         self.tally.add(**{"hub_requests" if own else "cdn_requests": 1})
         try:
-            with self._client.stream("GET", url, headers=sent) as response:
+            with self._client.stream(method, url, headers=sent, content=content) as response:
                 yield response
         except (httpx.TransportError, httpx.InvalidURL, httpx.DecodingError) as error:
             raise Refusal(
