@@ -18,6 +18,7 @@ from urllib.parse import urljoin
 import httpx
 
 from crucible.errors import SourceUnavailable
+from crucible.hub import wire
 from crucible.hub.client import resolve_url
 from crucible.hub.http import MAX_REDIRECTS, HubHttp, Refusal, named_error, origin, refusal_of, user_agent
 from crucible.refs import RepoRef, SourceFile
@@ -31,7 +32,8 @@ class Body:
     """Bytes on their way: `chunks` begins at offset `start` of the file, which is 0 when the range was ignored."""
 
     start: int
-    chunks: Iterator[bytes]
+    chunks: Iterator[memoryview | bytes]
+    """Each valid until the next is asked for: see `crucible.hub.wire.chunks`."""
 
 
 class LinkExpired(Refusal):
@@ -104,9 +106,7 @@ class HubSource:
                     self._links.pop(file.path, None)
                     raise LinkExpired(response.status_code)
                 begins = ranged(response, file, start)
-                encoded = "content-encoding" in response.headers
-                # iter_raw's own chunks: a chunk size of ours makes httpx copy and halves its speed
-                yield Body(begins, response.iter_bytes() if encoded else response.iter_raw())
+                yield Body(begins, wire.chunks(response))
                 return
         raise Refusal(None, {}, f"more than {MAX_REDIRECTS} redirects")
 
@@ -137,11 +137,9 @@ class PeerSource:
         self._tally.add(peer_requests=1)
         try:
             # no proxy between nodes, and no credentials out of ~/.netrc
-            with (
-                httpx.Client(timeout=self._timeout, trust_env=False) as client,
-                client.stream("GET", f"{self.name}/v1/shards/{file.path}", headers=headers) as response,
-            ):
-                yield Body(ranged(response, file, start), response.iter_raw())
+            shard = f"{self.name}/v1/shards/{file.path}"
+            with wire.peer_client().stream("GET", shard, headers=headers, timeout=self._timeout) as response:
+                yield Body(ranged(response, file, start), wire.chunks(response))
         except (httpx.TransportError, httpx.InvalidURL) as error:
             raise Refusal(None, {}, f"{type(error).__name__}: {error}") from error
 

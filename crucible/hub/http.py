@@ -31,6 +31,7 @@ from crucible.errors import (
     RevisionNotFound,
     SourceUnavailable,
 )
+from crucible.hub import wire
 from crucible.refs import RepoRef
 from crucible.report import Tally
 
@@ -96,11 +97,8 @@ class HubHttp:
         self.settings, self.tally = settings, tally
         self._sleep, self._jitter = sleep, jitter
         self._hub = origin(settings.endpoint)
-        timeout = httpx.Timeout(settings.timeout_s)
-        limits = httpx.Limits(max_connections=32, max_keepalive_connections=16)
-        # trust_env=False keeps ~/.netrc from putting credentials on requests to a CDN; proxies are asked for by name
-        self._client = httpx.Client(
-            timeout=timeout, limits=limits, follow_redirects=False, trust_env=False, mounts=_proxies(settings.endpoint)
+        self._client = wire.client(
+            settings.timeout_s, max_connections=settings.connections, proxies=_proxies(settings.endpoint)
         )
 
     def close(self) -> None:
@@ -206,12 +204,8 @@ def user_agent() -> str:
         return "crucible"
 
 
-def _proxies(endpoint: str) -> dict[str, httpx.HTTPTransport]:
+def _proxies(endpoint: str) -> dict[str, str]:
     """The proxies of the environment, except for a Hub on this machine."""
     if (urlsplit(endpoint).hostname or "") in ("127.0.0.1", "localhost", "::1"):
         return {}
-    return {
-        f"{scheme}://": httpx.HTTPTransport(proxy=url)
-        for scheme, url in urllib.request.getproxies().items()
-        if scheme in ("http", "https")
-    }
+    return {scheme: url for scheme, url in urllib.request.getproxies().items() if scheme in ("http", "https")}

@@ -1,0 +1,367 @@
+"""Bytes off a socket at the speed of the socket: urllib3's connections under httpx's client.
+
+httpx keeps the client, the headers, the timeouts and the exceptions; only the transport below is ours, because its own
+reads a body 64 KiB at a time through two parsers and an object each (three times the processor time for a big file).
+A body is read with `chunks`, into one buffer that is used again, or with httpx's own `read`, `iter_bytes`, `iter_raw`,
+which copy. Nothing is retried or followed here, with one exception: a GET that meets a kept connection the
+server has closed meanwhile, of which no byte came back, goes out again on another connection.
+"""
+
+from __future__ import annotations
+
+import http.client
+import os
+import select
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, cast
+
+import httpx
+import urllib3
+from urllib3 import HTTPHeaderDict
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.util import SKIP_HEADER
+
+from crucible.errors import UsageError
+
+BUFFER_BYTES = 1 << 20
+"""What one view of `chunks` holds at most."""
+COPY_BYTES = 64 << 10
+"""What one chunk of httpx's own iterators holds at most. More makes Python allocate and give back for each."""
+IDLE_S = 30.0
+"""A connection that rested longer is not used again: a gateway on the way may have forgotten it without a word."""
+PEER_CONNECTIONS = 64
+_BODY = "crucible.body"
+_TARGET = "crucible-target"
+
+
+class _Stale(ConnectionError):
+    """A kept connection turned out to be closed: the request was sent, and not one byte of a reply came."""
+
+
+class _Connection(HTTPConnection):
+    """A connection that knows whether it has served before, and sends the target exactly as httpx wrote it."""
+
+    served = False
+    rested = 0.0
+
+    def connect(self) -> None:
+        self.served = False
+        super().connect()
+
+    @property
+    def is_connected(self) -> bool:
+        return time.monotonic() - self.rested < IDLE_S and super().is_connected
+
+    def request(self, method: str, url: str, body: Any = None, headers: Any = None, **options: Any) -> None:
+        # urllib3 writes escapes anew (%2f becomes %2F), and a signed link may be signed over the other spelling
+        target = headers.pop(_TARGET, url)
+        super().request(method, target, body=body, headers=headers, **options)
+
+    def getresponse(self) -> urllib3.HTTPResponse:  # type: ignore[override]
+        served, self.served = self.served, True
+        try:
+            return super().getresponse()
+        except (http.client.RemoteDisconnected, ConnectionError) as error:
+            if served:
+                raise _Stale(str(error)) from error
+            raise
+
+
+class _SecureConnection(_Connection, HTTPSConnection):
+    pass
+
+
+class _Pool(HTTPConnectionPool):
+    ConnectionCls = _Connection
+
+
+class _SecurePool(HTTPSConnectionPool):
+    ConnectionCls = _SecureConnection
+
+
+class _Body(httpx.SyncByteStream):
+    """The body of one reply, read once: by iterating (copies) or by `views`. Used by one thread."""
+
+    def __init__(self, raw: urllib3.HTTPResponse, *, secure: bool) -> None:
+        # urllib3's own readinto() copies; the http.client reply inside it does not. `requests` relies on this name too
+        self._raw = raw
+        self._reply = cast(http.client.HTTPResponse, raw._original_response)
+        self._secure = secure
+        self._taken = self._over = False
+        self.sized = self._reply.length is not None and not self._reply.chunked
+
+    def __iter__(self) -> Iterator[bytes]:
+        with self._reading():
+            while chunk := self._reply.read1(COPY_BYTES):
+                yield chunk
+            if self._reply.length:
+                raise _cut(self._reply.length)
+
+    def views(self, buffer: bytearray | memoryview | None) -> Iterator[memoryview]:
+        """The body in pieces of `buffer`, each as soon as it is there, and valid until the next is asked for."""
+        with self._reading():
+            left = self._reply.length or 0
+            stream: Any = self._reply.fp
+            if not left:
+                return
+            room = memoryview(buffer if buffer is not None else bytearray(min(BUFFER_BYTES, left))).cast("B")
+            held = len(stream.peek(1))  # what came in one packet with the headers
+            ready = select.poll()
+            ready.register(stream.fileno(), select.POLLIN)
+            while left:
+                size = min(len(room), left)
+                if held:
+                    got = stream.readinto1(room[: min(size, held)])
+                    held -= got
+                else:
+                    got = stream.raw.readinto(room[:size])
+                    # a TLS record is 16 KiB: take as many as are here, so that a caller's work is per buffer
+                    while self._secure and 0 < got < size and ready.poll(0):
+                        more = stream.raw.readinto(room[got:size])
+                        if not more:
+                            break
+                        got += more
+                if not got:
+                    raise _cut(left)
+                left -= got
+                view = room[:got]
+                yield view
+                # whoever kept it gets a ValueError from now on, not somebody else's bytes
+                view.release()
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """One reading of the body: its errors as httpx's, and the connection kept only when all of it was read."""
+        if self._taken:
+            raise httpx.StreamConsumed()
+        if self._over:
+            raise httpx.StreamClosed()
+        self._taken = True
+        try:
+            with _named(httpx.ReadTimeout, httpx.ReadError):
+                yield
+        except BaseException:
+            self.close()
+            raise
+        self._over = True
+        self._reply.close()
+        if self._raw.connection is not None:
+            self._raw.connection.rested = time.monotonic()  # type: ignore[attr-defined]
+        self._raw.release_conn()
+
+    def close(self) -> None:
+        """Let go of the connection; one with unread bytes on it is of no further use and is closed."""
+        if not self._over:
+            self._over = True
+            self._raw.close()
+            self._raw.release_conn()
+
+
+class PoolTransport(httpx.BaseTransport):
+    """HTTP/1.1 over kept connections, `max_connections` a host; the next request waits for `timeout.pool` seconds.
+
+    `proxy` is an http(s) address, credentials included. `tls` is called once, for the first https address: making a
+    context takes 20 ms. Concurrency: any number of threads. A forked child must make its own.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_connections: int = 32,
+        proxy: str | None = None,
+        tls: Callable[[], ssl.SSLContext] = httpx.create_ssl_context,
+    ) -> None:
+        self._make_tls, self._tls, self._guard = tls, cast("ssl.SSLContext | None", None), threading.Lock()
+        options: dict[str, Any] = {"num_pools": 64, "maxsize": max_connections, "block": True, "retries": False}
+        self._forwards = proxy is not None
+        self._pools = urllib3.PoolManager(**options) if proxy is None else self._proxied(proxy, options)
+        self._pools.pool_classes_by_scheme = {"http": _Pool, "https": _SecurePool}
+
+    def _proxied(self, proxy: str, options: dict[str, Any]) -> urllib3.ProxyManager:
+        address = httpx.URL(proxy if "://" in proxy else f"http://{proxy}")
+        if address.scheme not in ("http", "https"):
+            raise UsageError(f"the proxy of the environment is {address.scheme}://; crucible can use http(s) proxies")
+        said = f"{address.username}:{address.password}" if address.username else None
+        return urllib3.ProxyManager(
+            str(address.copy_with(userinfo=b"")),
+            proxy_headers=urllib3.make_headers(proxy_basic_auth=said) if said else None,
+            proxy_ssl_context=self._context() if address.scheme == "https" else None,
+            **options,
+        )
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        """Send it and read the head of the reply. Raises what httpx's own transport raises (httpx.TransportError)."""
+        url, repeatable = request.url, request.method in ("GET", "HEAD")
+        if url.scheme not in ("http", "https") or not url.host:
+            raise httpx.UnsupportedProtocol(f"no http:// or https:// address: {str(url)!r}")
+        with _named(httpx.WriteTimeout, httpx.ReadError):
+            while True:
+                try:
+                    raw = self._send(request)
+                    break
+                except urllib3.exceptions.ProtocolError as error:
+                    # every such failure takes one kept connection away, so the last one goes out on a new one
+                    if not (repeatable and isinstance(error.args[-1], _Stale)):
+                        raise
+        body = _Body(raw, secure=url.scheme == "https" or self._forwards)
+        if wrong := _misframed(raw):
+            body.close()
+            raise httpx.RemoteProtocolError(wrong)
+        return httpx.Response(
+            raw.status,
+            headers=[(name.encode("latin-1"), value.encode("latin-1")) for name, value in raw.headers.iteritems()],
+            stream=body,
+            extensions={
+                "http_version": b"HTTP/1.0" if raw.version == 10 else b"HTTP/1.1",
+                "reason_phrase": (raw.reason or "").encode("latin-1", "replace"),
+                _BODY: body,
+            },
+        )
+
+    def _send(self, request: httpx.Request) -> urllib3.HTTPResponse:
+        url, wait = request.url, request.extensions.get("timeout", {})
+        secure = url.scheme == "https"
+        pool = self._pools.connection_from_host(
+            url.raw_host.decode("ascii"),
+            url.port,
+            url.scheme,
+            pool_kwargs={"ssl_context": self._context()} if secure else None,
+        )
+        headers = HTTPHeaderDict()
+        for name, value in request.headers.raw:
+            headers.add(name.decode("latin-1"), value.decode("latin-1"))
+        for unsaid in ("user-agent", "accept-encoding"):
+            headers.setdefault(unsaid, SKIP_HEADER)  # else urllib3 sends its own
+        target = url.raw_path.decode("ascii")
+        if self._forwards and not secure:
+            target = f"{url.scheme}://{url.netloc.decode('ascii')}{target}"
+        headers[_TARGET] = target
+        framed = "content-length" in request.headers or "transfer-encoding" in request.headers
+        reply = pool.urlopen(
+            request.method,
+            "/",
+            body=cast(Any, iter(cast(Iterable[bytes], request.stream))) if framed else None,
+            headers=headers,
+            retries=False,
+            redirect=False,
+            assert_same_host=False,
+            timeout=urllib3.Timeout(connect=wait.get("connect"), read=wait.get("read")),
+            pool_timeout=wait.get("pool"),
+            preload_content=False,
+            decode_content=False,
+        )
+        return cast(urllib3.HTTPResponse, reply)
+
+    def _context(self) -> ssl.SSLContext:
+        with self._guard:
+            if self._tls is None:
+                self._tls = self._make_tls()
+            return self._tls
+
+    def close(self) -> None:
+        self._pools.clear()
+
+
+def chunks(response: httpx.Response, buffer: bytearray | memoryview | None = None) -> Iterator[memoryview | bytes]:
+    """The body of a streamed reply, decoded if it is encoded. Raises httpx.TransportError, httpx.DecodingError.
+
+    Of a `PoolTransport`'s reply with a known length come views of one buffer (`buffer`, or one of `BUFFER_BYTES` made
+    for this call), each valid until the next is asked for and unusable after. Else come bytes.
+    """
+    body = response.extensions.get(_BODY)
+    if "content-encoding" in response.headers:
+        return response.iter_bytes()
+    # iter_raw without a chunk size: with one, httpx copies and halves its speed
+    return body.views(buffer) if isinstance(body, _Body) and body.sized else response.iter_raw()
+
+
+def client(timeout_s: float, *, max_connections: int = 32, proxies: Mapping[str, str] | None = None) -> httpx.Client:
+    """A client on `PoolTransport`: no redirects, no ~/.netrc. `proxies` says by scheme which proxy serves it."""
+    return httpx.Client(
+        transport=PoolTransport(max_connections=max_connections),
+        mounts={
+            f"{scheme}://": PoolTransport(max_connections=max_connections, proxy=proxy)
+            for scheme, proxy in (proxies or {}).items()
+        },
+        timeout=timeout_s,
+        follow_redirects=False,
+        trust_env=False,
+    )
+
+
+_peers: dict[int, httpx.Client] = {}
+# a child must neither read from its parent's connections nor hold them open
+os.register_at_fork(after_in_child=_peers.clear)
+
+
+def peer_client() -> httpx.Client:
+    """This process's client for the agents of other nodes: one, so that their connections are kept. Never close it."""
+    made = _peers.get(os.getpid())
+    if made is None:
+        made = _peers.setdefault(os.getpid(), client(10.0, max_connections=PEER_CONNECTIONS))
+    return made
+
+
+def _cut(left: int) -> httpx.RemoteProtocolError:
+    return httpx.RemoteProtocolError(
+        f"peer closed connection without sending complete message body ({left} bytes left)"
+    )
+
+
+def _misframed(raw: urllib3.HTTPResponse) -> str:
+    """Why nobody can tell where this reply's body ends, or "". http.client would read on until the connection ends."""
+    reply = cast(http.client.HTTPResponse, raw._original_response)
+    if 100 <= raw.status < 200:
+        return f"unexpected status {raw.status}"
+    if raw.headers.get("transfer-encoding") and not reply.chunked:
+        return f"unknown Transfer-Encoding {raw.headers['transfer-encoding']!r}"
+    if raw.headers.get("content-length") and reply.length is None and not reply.chunked:
+        return f"wrong Content-Length {raw.headers['content-length']!r}"
+    return ""
+
+
+@contextmanager
+def _named(timed_out: type[httpx.TimeoutException], broken: type[httpx.NetworkError]) -> Iterator[None]:
+    """urllib3's, http.client's and the socket's errors as httpx's, by what was going on."""
+    try:
+        yield
+    except (
+        OSError,
+        ValueError,
+        http.client.HTTPException,
+        urllib3.exceptions.HTTPError,
+    ) as error:
+        raise _translated(error, timed_out, broken) from error
+
+
+def _translated(
+    error: Exception, timed_out: type[httpx.TimeoutException], broken: type[httpx.NetworkError]
+) -> httpx.TransportError | httpx.InvalidURL:
+    said = f"{type(error).__name__}: {error}"
+    match error:
+        case urllib3.exceptions.EmptyPoolError():
+            return httpx.PoolTimeout(said)
+        case urllib3.exceptions.ProxyError():
+            return httpx.ProxyError(said)
+        case urllib3.exceptions.NewConnectionError() | urllib3.exceptions.SSLError():
+            return httpx.ConnectError(said)
+        case urllib3.exceptions.ConnectTimeoutError():
+            return httpx.ConnectTimeout(said)
+        case urllib3.exceptions.ReadTimeoutError():
+            return httpx.ReadTimeout(said)
+        case urllib3.exceptions.LocationValueError():
+            return httpx.InvalidURL(said)
+        case urllib3.exceptions.ProtocolError(args=(_, Exception() as cause)):
+            return _translated(cause, timed_out, broken)
+        case TimeoutError():
+            return timed_out(said)
+        case OSError():
+            return broken(said)
+        case ValueError():
+            return httpx.LocalProtocolError(said)
+    return httpx.RemoteProtocolError(said)
