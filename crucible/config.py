@@ -68,6 +68,8 @@ class Settings:
     (CRUCIBLE_STALL)."""
     mirrors: tuple[str, ...] = ()
     """Endpoints that serve the same repos and are asked before the Hub, without a token (CRUCIBLE_MIRRORS)."""
+    xet: bool = False
+    """Ask Xet storage before the Hub's HTTP, where a file is in it (CRUCIBLE_XET, unless HF_HUB_DISABLE_XET)."""
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> Settings:
@@ -96,6 +98,7 @@ class Settings:
             mirrors=tuple(
                 check_endpoint(part.strip()) for part in env.get("CRUCIBLE_MIRRORS", "").split(",") if part.strip()
             ),
+            xet=_flag(env, "CRUCIBLE_XET") and not _flag(env, "HF_HUB_DISABLE_XET"),
         )
 
 

@@ -9,6 +9,7 @@ CrucibleError
 ├── TransferError                      bytes did not come, or came wrong
 │   ├── SourceUnavailable              connection, timeout, 5xx, 429 after all tries
 │   ├── ChecksumMismatch  SizeMismatch a source lied
+│   ├── PullIncomplete                 some files of a repo came and some did not
 │   └── UnsafePath                     a repo path that would leave its folder
 ├── ConversionError                    a source file is not what its name says
 │   ├── CorruptFile  SchemaConflict  UnsupportedFormat
@@ -209,6 +210,19 @@ class SizeMismatch(TransferError):
 
     def __str__(self) -> str:
         return f"{self.path} from {self.source}: {self.actual:,} bytes, expected {self.expected:,}; bytes discarded"
+
+
+class PullIncomplete(TransferError):
+    """Some files of a repo did not come. Those that did are kept."""
+
+    def __init__(self, repo: str, missing: int, problems: Sequence[str]) -> None:
+        super().__init__(repo, missing, tuple(problems))
+        self.repo, self.missing, self.problems = repo, missing, tuple(problems)
+
+    def __str__(self) -> str:
+        files = "1 file" if self.missing == 1 else f"{self.missing:,} files"
+        told = "; ".join(self.problems[:10]) + ("; …" if len(self.problems) > 10 else "")
+        return f"{self.repo}: {files} did not come, the others are kept; run the same again ({told})"
 
 
 class UnsafePath(TransferError):

@@ -29,6 +29,12 @@ def hash_bytes(file: SourceFile, data: bytes) -> str:
     return hasher.hexdigest()
 
 
+def git_pointer_oid(sha256: str, size: int) -> str:
+    """git's sha1 of the text that git stores in place of an LFS file: what the Hub calls that file's blob id."""
+    text = f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n".encode()
+    return hashlib.sha1(b"blob %d\0" % len(text) + text, usedforsecurity=False).hexdigest()
+
+
 def sha256_file(path: Path) -> str:
     """sha256 of a file on this disk, 64 hex digits."""
     with path.open("rb") as file:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 """Version of the JSON below. A manifest of another version is refused by name, never guessed at."""
+
+BESIDE_THE_POINT = tuple(f.name for f in fields(SourceFile) if not f.compare)
+"""What a source file may carry that says nothing about its content: it stays out of manifests and their ids."""
 
 LOCAL_EVERYWHERE_BYTES = 256 << 20
 """A split of at most this many bytes of shards counts as small enough to lie on every node, and is shuffled exactly.
@@ -91,7 +94,11 @@ class Manifest:
         return self.items[shard.item]
 
     def to_dict(self) -> dict[str, Any]:
-        return {"format": FORMAT, **asdict(self)}
+        told = {"format": FORMAT, **asdict(self)}
+        for file in (file for item in told["items"] for file in item["files"]):
+            for name in BESIDE_THE_POINT:
+                del file[name]
+        return told
 
     def to_json(self) -> bytes:
         return canonical_json(self.to_dict())

@@ -18,6 +18,7 @@ RepoType = Literal["dataset", "model", "space"]
 
 _REPO_PART = re.compile(r"[A-Za-z0-9_](?:[\w.-]{0,94}[A-Za-z0-9_])?", re.ASCII)
 _FULL_SHA = re.compile(r"[0-9a-f]{40}")
+_HEX = frozenset("0123456789abcdef")
 
 
 def is_repo_id(repo_id: str) -> bool:
@@ -43,6 +44,11 @@ def check_repo_id(repo_id: str) -> str:
 def is_full_sha(revision: str) -> bool:
     """True for a 40-hex commit: such a revision never moves, so nothing needs to ask the Hub where it points."""
     return _FULL_SHA.fullmatch(revision) is not None
+
+
+def is_oid(text: str, *, lfs: bool) -> bool:
+    """True for what can be a file's hash, and so safely part of a path: 64 (`lfs`) or 40 lower-case hex digits."""
+    return len(text) == (64 if lfs else 40) and _HEX.issuperset(text)
 
 
 def safe_repo_path(repo: str, path: str) -> str:
@@ -88,6 +94,10 @@ class SourceFile:
     oid: str
     """sha256 of the content (`lfs`), or git's sha1 of it with the `blob <size>\\0` header (not `lfs`)."""
     lfs: bool
+    xet_hash: str = field(default="", compare=False)
+    """The content's name in Xet storage, where the Hub says that it is there. No part of what the file is."""
+    blob_id: str = field(default="", compare=False)
+    """git's sha1 of an LFS file's pointer, where it is not that of the usual pointer text. For the Hub cache only."""
 
 
 @dataclass(frozen=True, slots=True)

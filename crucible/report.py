@@ -24,6 +24,8 @@ class Counts:
     peer_bytes: int = 0
     local_bytes: int = 0
     """Bytes read from a repo that is a folder on this disk."""
+    cached_bytes: int = 0
+    """Source bytes that were in the Hub cache of their node already, right by their hash."""
     retries: int = 0
     verified_files: int = 0
     """Files and shards whose hash was checked against what was promised."""

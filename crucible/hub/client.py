@@ -26,9 +26,18 @@ from crucible.errors import (
     SourceUnavailable,
     UsageError,
 )
-from crucible.hashing import hash_bytes, sha256_file
+from crucible.hashing import git_pointer_oid, hash_bytes, sha256_file
 from crucible.hub.http import HubHttp, Refusal, named_error, origin
-from crucible.refs import ByteRange, RepoRef, SourceFile, check_repo_id, digest_of, is_full_sha, safe_repo_path
+from crucible.refs import (
+    ByteRange,
+    RepoRef,
+    SourceFile,
+    check_repo_id,
+    digest_of,
+    is_full_sha,
+    is_oid,
+    safe_repo_path,
+)
 from crucible.report import Tally
 
 METADATA_LIMIT = 64 << 20
@@ -166,10 +175,14 @@ class HubRepo:
         try:
             lfs = entry.get("lfs")
             oid = str(lfs["oid"] if lfs else entry["oid"]).removeprefix("sha256:")
-            file = SourceFile(str(entry["path"]), int(lfs["size"] if lfs else entry["size"]), oid, bool(lfs))
+            size = int(lfs["size"] if lfs else entry["size"])
+            blob_id = str(entry.get("oid") or "") if lfs else ""
+            if blob_id == git_pointer_oid(oid, size):
+                blob_id = ""  # as nearly always: not worth the memory
+            file = SourceFile(str(entry["path"]), size, oid, bool(lfs), str(entry.get("xetHash") or ""), blob_id)
         except (KeyError, TypeError, ValueError) as error:
             raise SourceUnavailable(str(ref), self._endpoint, f"a file listing entry lacks {error}") from error
-        if file.size < 0 or len(oid) != (64 if lfs else 40):
+        if file.size < 0 or not is_oid(oid, lfs=file.lfs):
             raise SourceUnavailable(
                 str(ref), self._endpoint, f"{file.path}: size {file.size} or hash {oid!r} is absurd"
             )
