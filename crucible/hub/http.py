@@ -6,8 +6,6 @@ so the three read calls it makes go through here. What happens to a reply is dec
 
 from __future__ import annotations
 
-import random
-import re
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
@@ -32,17 +30,17 @@ from crucible.errors import (
     SourceUnavailable,
 )
 from crucible.hub import wire
+from crucible.hub.budget import SAID_CAP_S as SAID_CAP_S
+from crucible.hub.budget import backoff as backoff
+from crucible.hub.budget import said_wait as said_wait
+from crucible.hub.governor import Governor, local_governor
 from crucible.refs import RepoRef
 from crucible.report import Tally
 
 RETRIED = frozenset({408, 429, 500, 502, 503, 504})
 """Statuses that say "not now". Every other 4xx says "not you" or "not this", and asking again cannot help."""
 MAX_REDIRECTS = 20
-SAID_CAP_S = 900.0
-"""No reply makes us wait longer at once: three of the Hub's own rate-limit windows of 300 s."""
 T = TypeVar("T")
-_REMAINING = re.compile(r"(?:^|;)\s*r=(\d+)")
-_RESET = re.compile(r"(?:^|;)\s*t=(\d+)")
 
 
 def origin(url: str) -> tuple[str, str, int]:
@@ -51,21 +49,21 @@ def origin(url: str) -> tuple[str, str, int]:
     return parts.scheme, parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
 
 
-def wait_after(status: int | None, headers: Mapping[str, str], attempt: int, *, cap_s: float) -> float:
-    """Seconds to wait before try `attempt + 1` (the first try is 0), without jitter.
+def bucket_of(url: str, endpoint: str) -> str:
+    """Which of the Hub's quotas a request spends; `cdn` for any other origin, which is bounded by connections only."""
+    if origin(url) != origin(endpoint):
+        return "cdn"
+    path = urlsplit(url).path.removeprefix(urlsplit(endpoint).path)
+    if "/resolve/" in path or path.startswith("/api/resolve-cache/"):
+        return "resolvers"
+    return "api" if path.startswith("/api/") else "pages"
 
-    What the Hub says wins, up to `SAID_CAP_S`: `RateLimit` with r=0 means t+1 s, else an integer `Retry-After` means
-    that + 1 s, for 429 and 503. Else 1, 2, 4, 8, 16 s, never more than `cap_s`. `status` None is a broken connection.
-    """
-    said: float | None = None
-    if status == 429:
-        limit = headers.get("ratelimit", "")
-        remaining, reset = _REMAINING.search(limit), _RESET.search(limit)
-        if remaining and reset and int(remaining[1]) == 0:
-            said = int(reset[1]) + 1.0
-    if said is None and status in (429, 503) and headers.get("retry-after", "").strip().isdigit():
-        said = int(headers["retry-after"]) + 1.0
-    return min(SAID_CAP_S, said) if said is not None else min(cap_s, float(2**attempt))
+
+def wait_after(status: int | None, headers: Mapping[str, str], attempt: int, *, cap_s: float) -> float:
+    """Seconds to wait before try `attempt + 1` (the first try is 0), without jitter: what the reply said, else 1, 2, 4,
+    8, 16 s, never more than `cap_s`. For those who send without a governor."""
+    said = said_wait(status, headers)
+    return said if said is not None else min(cap_s, float(2 ** min(attempt, 30)))
 
 
 class Refusal(Exception):
@@ -90,12 +88,13 @@ class HubHttp:
         self,
         settings: Settings,
         tally: Tally,
+        governor: Governor | None = None,
         *,
         sleep: Callable[[float], None] = time.sleep,
-        jitter: Callable[[], float] = random.random,
     ) -> None:
         self.settings, self.tally = settings, tally
-        self._sleep, self._jitter = sleep, jitter
+        self.governor: Governor = local_governor(settings) if governor is None else governor.at(settings)
+        self._sleep = sleep
         self._hub = origin(settings.endpoint)
         self._client = wire.client(
             settings.timeout_s, max_connections=settings.connections, proxies=_proxies(settings.endpoint)
@@ -108,17 +107,22 @@ class HubHttp:
     def stream(
         self, url: str, headers: Mapping[str, str] | None = None, *, method: str = "GET", content: bytes | None = None
     ) -> Iterator[httpx.Response]:
-        """One request, no retry, no redirect. The body is still on the wire. Raises Refusal, or OfflineMode."""
+        """One request, no retry, no redirect, once the governor lets it go. Holds a connection until the `with` ends.
+
+        The body is still on the wire. Raises Refusal, or OfflineMode.
+        """
         if self.settings.offline:
             raise OfflineMode(urlsplit(url).path)
         own = origin(url) == self._hub
         sent = {"accept-encoding": "identity", "user-agent": user_agent(), **(headers or {})}
         if own and self.settings.token:
             sent["authorization"] = "Bearer " + self.settings.token
-        self.tally.add(**{"hub_requests" if own else "cdn_requests": 1})
         try:
-            with self._client.stream(method, url, headers=sent, content=content) as response:
-                yield response
+            with self.governor.request(bucket_of(url, self.settings.endpoint)) as replied:
+                self.tally.add(**{"hub_requests" if own else "cdn_requests": 1})
+                with self._client.stream(method, url, headers=sent, content=content) as response:
+                    replied(response.status_code, response.headers)
+                    yield response
         except (httpx.TransportError, httpx.InvalidURL, httpx.DecodingError) as error:
             raise Refusal(
                 None, {}, f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
@@ -140,10 +144,10 @@ class HubHttp:
         raise AssertionError("settings.tries is at least 1")
 
     def pause(self, refused: Refusal, number: int) -> None:
-        """Wait as the refusal says before the next try. A tenth of jitter: a cluster must not return as one."""
+        """Back off before the next try, unless the refusal said how long to wait: the governor keeps that, for all."""
         self.tally.add(retries=1)
-        wait = wait_after(refused.status, refused.headers, number, cap_s=self.settings.backoff_cap_s)
-        self._sleep(wait * (1 + 0.1 * self._jitter()))
+        if said_wait(refused.status, refused.headers) is None:
+            self._sleep(backoff(number, self.settings.backoff_cap_s))
 
     def _read_once(self, url: str, headers: Mapping[str, str], limit: int) -> httpx.Response:
         for _ in range(MAX_REDIRECTS):
