@@ -2,6 +2,7 @@
 
 <home>/VERSION                          the layout's number
 <home>/shards/ab/<key>.arrow            a shard; visible by this name only when whole, verified and fsynced
+<home>/raw/<oid>                        a source file on its way into shards; see `blobs`
 <home>/items/ab/<key>.json              an item whose shards are all there: what it gave
 <home>/manifests/<id>.json              content-addressed, never changed
 <home>/refs/<repo>/<revision>/<config>/<split>.json   where a name points: commit and manifest id
@@ -13,7 +14,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import secrets
@@ -29,35 +29,23 @@ from urllib.parse import quote, unquote
 
 from filelock import FileLock, Timeout
 
-from crucible.errors import DiskFull, ManifestError, StoreError, StoreReadOnly, StoreVersion
+from crucible.cache.blobs import BlobFolder
+from crucible.cache.disk import LOCK_WAIT_S, fsync_folder
+from crucible.cache.disk import disk_errors as disk_errors
+from crucible.errors import ManifestError, StoreError, StoreVersion
 from crucible.manifest import Manifest, manifest_from_json
 from crucible.refs import NodeId, RepoRef, ShardInfo, WorkItem, digest_of
 from crucible.report import ItemResult
 
 LAYOUT = "1"
-LOCK_WAIT_S = 900.0
-"""Longer than one work item takes on a slow link; a healthy holder is done by then."""
+RAW_KEEP_S = 86_400.0
+"""A source file nobody wrote to for a day is not on its way any more."""
 _KEY_CHARS = frozenset("0123456789abcdef")
 
 
 def is_key(text: str) -> bool:
     """True for what may name a shard, an item or a manifest: 64 lower-case hex digits. Nothing else reaches a path."""
     return len(text) == 64 and _KEY_CHARS.issuperset(text)
-
-
-@contextmanager
-def disk_errors(path: Path, need: str = "") -> Iterator[None]:
-    """Translate what a disk says into DiskFull, StoreReadOnly or StoreError naming `path`."""
-    try:
-        yield
-    except StoreError:
-        raise
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskFull(str(path), need) from error
-        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-            raise StoreReadOnly(str(path), os.strerror(error.errno)) from error
-        raise StoreError(str(path), str(error)) from error
 
 
 class Store:
@@ -76,6 +64,11 @@ class Store:
             return  # no store yet: the first write makes one
         if found != LAYOUT:
             raise StoreVersion(str(home), f"a store of layout {found}, this crucible reads {LAYOUT}")
+
+    @property
+    def raw(self) -> BlobFolder:
+        """Where source files are brought before they are converted."""
+        return BlobFolder(self.home / "raw", self.home / "locks")
 
     # --- shards
 
@@ -97,7 +90,7 @@ class Store:
         with disk_errors(target):
             target.parent.mkdir(parents=True, exist_ok=True)
             os.replace(draft, target)
-            _fsync_folder(target.parent)
+            fsync_folder(target.parent)
         return target
 
     def quarantine(self, key: str) -> None:
@@ -233,6 +226,8 @@ class Store:
             root.mkdir(parents=True, exist_ok=True)
             self._stamp()
             _sweep(root)
+            with suppress(OSError):
+                self.raw.sweep(RAW_KEEP_S, complete=True)
             folder = Path(tempfile.mkdtemp(prefix=f"{socket.gethostname()}-{os.getpid()}-", dir=root))
         try:
             yield folder
@@ -299,15 +294,6 @@ def _alive(pid: int) -> bool:
     except PermissionError:
         return True
     return True
-
-
-def _fsync_folder(folder: Path) -> None:
-    """Make a rename last over a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _part(name: str) -> str:
