@@ -1,4 +1,4 @@
-"""The public way in: `load_dataset`, `prefetch`, `plan`, `status`, `nodes`, `locate`. Starts Ray only where said.
+"""The public way in: `load_dataset`, `prefetch`, `pull`, `plan`, `status`, `nodes`, `locate`. Ray only where said.
 
 `load_dataset` never starts Ray: what is not in this node's store and not on a peer it brings and converts here.
 `prefetch` does: embedded in this process, or in a running cluster with `address`.
@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import time
 from collections.abc import Callable, Sequence
@@ -25,12 +26,13 @@ from crucible.errors import ClusterError, CrucibleError, ManifestError, UsageErr
 from crucible.hub.client import repo_ref
 from crucible.manifest import Manifest
 from crucible.reach import listens
-from crucible.refs import DataRequest
+from crucible.refs import DataRequest, RepoType
 from crucible.report import JobReport, Progress, Tally
 from crucible.workers.fetch import NodeShards
 from crucible.workers.work import Workplace
 
 if TYPE_CHECKING:
+    from crucible.workers.pull import PullReport
     from crucible.workers.tasks import JobOptions
 
 POLL_S = 0.2
@@ -122,6 +124,36 @@ def plan(
     store, tally = Store(settings.home), Tally()
     prepared = prepare(request, settings, store, tally)
     return preview(prepared, settings, tally, nodes, ranks_per_node, batch, replicas)
+
+
+def pull(
+    repo: str,
+    *,
+    repo_type: RepoType = "dataset",
+    revision: str | None = None,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    cache_dir: str | os.PathLike[str] | None = None,
+    verify: bool = False,
+    endpoint: str | None = None,
+    token: str | bool | None = None,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+) -> PullReport:
+    """Bring a repo's files, as they are, into the Hub cache that the official client uses too. Starts no Ray.
+
+    `include` and `exclude` are patterns as `snapshot_download` takes them. `cache_dir` is another cache than
+    HF_HUB_CACHE. `verify` also hashes the files that are there already, and replaces those that are wrong. The report's
+    `path` is the snapshot's folder.
+
+    Raises a RepoError, OfflineMode, PullIncomplete (what came is kept) or a StoreError.
+    """
+    from crucible.cache.hubcache import HubCache
+    from crucible.workers.pull import pull as bring_repo
+
+    settings = settings_with(Settings.from_env(), endpoint=endpoint, token=token)
+    cache = HubCache(Path(cache_dir or settings.hub_cache).expanduser().absolute())
+    ref = replace(repo_ref(repo, revision), repo_type=repo_type)
+    return bring_repo(ref, settings, cache, include=include, exclude=exclude, verify=verify, on_progress=on_progress)
 
 
 def data_request(

@@ -1,4 +1,4 @@
-"""`crucible hub`: a Hub of your own."""
+"""`crucible hub`: the files of the Hub, and a Hub of your own."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import click
 from crucible.cli.lazy import Lazy
 
 
-@click.group("hub", cls=Lazy, folder="crucible.cli.hub_", names=("serve",), no_args_is_help=True)
+@click.group("hub", cls=Lazy, folder="crucible.cli.hub_", names=("pull", "serve"), no_args_is_help=True)
 def command() -> None:
-    """Run a Hub of your own.
+    """Bring files from the Hub, or run a Hub of your own.
 
     \b
     Example:
+      crucible hub pull openai/gsm8k
       crucible hub serve ./my-hub --import ./my-data me/my-data
     """
