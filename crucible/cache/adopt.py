@@ -47,7 +47,7 @@ def take_over(names: Names, lease: Lease, file: SourceFile) -> Partial:
 def _adopt(names: Names, lease: Lease, file: SourceFile, generation: int) -> Partial | None:
     """Go on with the data file of `generation`; None if nothing in it is right."""
     try:
-        source = os.open(names.data(generation), os.O_RDWR | os.O_CLOEXEC)
+        source, writable = _open(names.data(generation))
     except OSError:
         return None
     keep = False
@@ -58,7 +58,7 @@ def _adopt(names: Names, lease: Lease, file: SourceFile, generation: int) -> Par
         if holder is None or said is None:
             return None
         at_rest = holder.released or said.owner.fate() == "dead"
-        if at_rest and os.fstat(source).st_nlink == 1:
+        if at_rest and writable and os.fstat(source).st_nlink == 1:
             partial = _keep(names, lease, file, generation, source, said)
             keep = partial is not None
             return partial
@@ -114,6 +114,14 @@ def _copy(names: Names, lease: Lease, file: SourceFile, source: int, said: Journ
 def _inherit(lease: Lease, entries: tuple[Entry, ...], said: Journal) -> None:
     lines = [journal.etag_line(source, etag) for source, etag in said.etags.items()]
     lease.append(b"".join(lines + [entry.line() for entry in entries]))
+
+
+def _open(path: Path) -> tuple[int, bool]:
+    """A descriptor and whether it can be written; another user's file often cannot."""
+    try:
+        return os.open(path, os.O_RDWR | os.O_CLOEXEC), True
+    except PermissionError:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC), False
 
 
 def _create(path: Path) -> int:

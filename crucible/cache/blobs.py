@@ -123,23 +123,22 @@ class BlobFolder:
     def _win(self, file: SourceFile, turn: Turn, wait_s: float) -> Partial | None:
         names = Names(self.root, file.oid)
         wait = _Wait(names, wait_s)
-        while not self.has(file):
-            mine = turn.take()
-            top = names.top()
-            holder = journal.glance(names.journal(top)) if top else None
-            if wait.over(mine, top, holder):
-                with disk_errors(self.root):
+        with disk_errors(self.root, f"{file.size:,} bytes for {file.path}"):
+            while not self.has(file):
+                mine = turn.take()
+                top = names.top()
+                holder = journal.glance(names.journal(top)) if top else None
+                if wait.over(mine, top, holder):
                     self.root.mkdir(parents=True, exist_ok=True)
                     lease = Lease.create(names, top + 1, file)
                     if lease is not None and (partial := self._begin(names, lease, file)) is not None:
                         return partial
-            elif wait.too_long():
-                with disk_errors(self.root):
-                    scratch = names.scratch()
+                elif wait.too_long():
+                    private = names.scratch()
                     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-                    return Partial(file, names, scratch, os.open(scratch, flags, 0o666), None)
-            else:
-                wait.sleep()
+                    return Partial(file, names, private, os.open(private, flags, 0o666), None)
+                else:
+                    wait.sleep()
         return None
 
     def _begin(self, names: Names, lease: Lease, file: SourceFile) -> Partial | None:

@@ -1,4 +1,4 @@
-"""The right to bring one blob into one folder: taken by creating the next journal, kept by touching it, until a later one.
+"""The right to bring one blob into one folder: taken by creating the next journal, kept by touching it.
 
 The journals of a blob are numbered 1, 2, 3... without a gap; each is created with O_EXCL, so one process wins each
 number, and the number is the fencing token: the highest is the holder, whoever finds a higher one than its own has
@@ -122,7 +122,7 @@ class Lease:
         """Look for a higher generation now. True if there is one, or if our journal was taken away."""
         if not self.lost:
             with suppress(OSError):
-                self.lost = os.path.lexists(self.names.journal(self.generation + 1)) or not self._ours()
+                self.lost = os.path.lexists(self.names.journal(self.generation + 1)) or not self.present()
         return self.lost
 
     def close(self, *, released: bool) -> None:
@@ -154,7 +154,8 @@ class Lease:
         if ours:
             self.path.unlink(missing_ok=True)
 
-    def _ours(self) -> bool:
+    def present(self) -> bool:
+        """True if our journal is still where we put it."""
         try:
             return os.stat(self.path).st_ino == self._inode
         except FileNotFoundError:
@@ -181,23 +182,22 @@ class _Pulse:
 
     def add(self, lease: Lease) -> None:
         with self._changed:
-            self._leases.add(lease)
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="crucible-leases", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name="crucible-leases", daemon=True)
+                thread.start()
+                self._thread = thread
+            self._leases.add(lease)
+            self._changed.notify_all()
 
     def discard(self, lease: Lease) -> None:
         with self._changed:
             self._leases.discard(lease)
-            if not self._leases:
-                self._changed.notify_all()
 
     def _run(self) -> None:
         while True:
             with self._changed:
-                if self._leases:
-                    self._changed.wait(LEASE_S / BEATS)
-                if not self._leases:
+                woken = self._changed.wait(LEASE_S / BEATS)
+                if not self._leases and not woken:
                     self._thread = None
                     return
                 held = tuple(self._leases)

@@ -113,19 +113,24 @@ class Partial:
             os.ftruncate(self.descriptor, 0)
 
     def quarantine(self, folder: Path) -> Path:
-        """Put the wrong bytes into `folder` for a look, at most QUARANTINE_BYTES of them, and begin anew."""
+        """Put the wrong bytes into `folder` for a look, at most QUARANTINE_BYTES of them, and begin anew.
+
+        The oldest there make room. `descriptor` keeps its number. Bytes that somebody took away from us are just gone.
+        """
         target = folder / f"{self.file.oid}.{secrets.token_hex(4)}.wrong"
         with self._alone(), disk_errors(self._data):
             self._forget()  # first: from here on a kill finds a journal that promises nothing
-            with disk_errors(target):
-                folder.mkdir(parents=True, exist_ok=True)
-                self._move_aside(target)
-            fresh = os.open(self._data, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-            try:
-                os.ftruncate(fresh, 0)
-                os.dup2(fresh, self.descriptor, inheritable=False)
-            finally:
-                os.close(fresh)
+            if self._mine():
+                with disk_errors(target):
+                    folder.mkdir(parents=True, exist_ok=True)
+                    self._move_aside(target)
+                fresh = os.open(self._data, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+                try:
+                    os.dup2(fresh, self.descriptor, inheritable=False)
+                finally:
+                    os.close(fresh)
+            else:
+                os.ftruncate(self.descriptor, 0)
         _bound(folder, keep=target)
         return target
 
@@ -145,6 +150,7 @@ class Partial:
                 )
             if self._lease is not None:
                 os.fchmod(self.descriptor, self._lease.mode)  # an adopted file may be made under another umask
+            os.utime(self.descriptor)  # of age from now on: what sweeps by age must not count a long download
             os.fsync(self.descriptor)
             if not self._surface(target):
                 if not is_whole(target, self.file):
@@ -178,6 +184,8 @@ class Partial:
                 self._lease.withdraw()
             else:
                 self._lease.close(released=quiet)
+                if not self._lease.present():
+                    self._drop_data()  # the journal was taken away: nobody can go on with this
         if quiet and self.descriptor >= 0:
             os.close(self.descriptor)
             self.descriptor = -1
@@ -255,9 +263,6 @@ class Partial:
     def _move_aside(self, target: Path) -> None:
         if self.file.size > QUARANTINE_BYTES:
             os.ftruncate(self.descriptor, min(os.fstat(self.descriptor).st_size, QUARANTINE_BYTES))
-        if not self._mine():
-            target.touch()
-            return
         try:
             os.replace(self._data, target)
         except OSError as error:
@@ -284,10 +289,11 @@ def _bound(folder: Path, keep: Path) -> None:
             if entry.name.endswith(".wrong"):
                 with suppress(OSError):
                     status = entry.stat()
-                    found.append((entry.name != keep.name, -status.st_mtime_ns, status.st_blocks * 512, entry.path))
+                    size = min(status.st_size, status.st_blocks * 512)
+                    found.append((entry.name != keep.name, -status.st_mtime_ns, size, entry.path))
     total = 0
     for _, _, size, path in sorted(found):
         total += size
-        if total > QUARANTINE_BYTES:
+        if total > QUARANTINE_BYTES and path != str(keep):
             with suppress(OSError):
                 os.unlink(path)
