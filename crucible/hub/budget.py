@@ -189,7 +189,7 @@ def _rolled(budget: Budget, now: float) -> Budget:
     if now < _release(budget):
         return budget
     used_up = budget.left is not None and budget.left <= 0
-    entering = 1 if used_up or budget.entering == 1 else SLOW_START
+    entering = 1 if used_up or budget.entering == 1 else max(1, min(SLOW_START, budget.quota or SLOW_START))
     return replace(budget, low=None, reset_from=-math.inf, reset_by=math.inf, since=-math.inf, entering=entering)
 
 
