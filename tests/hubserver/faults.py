@@ -46,7 +46,7 @@ from aiohttp.typedefs import Handler
 from crucible.hub.server import ORIGIN, HubOptions, HubServer, RequestRecord, import_files, import_folder
 from crucible.hub.server.access import Refusal
 from crucible.hub.server.app import LOG_ENTRY, raw_path, refusal_reply
-from crucible.hub.server.blob import BlobResponse, Span
+from crucible.hub.server.blob import BlobResponse, MadeResponse, Span
 from crucible.hub.server.ratelimit import bucket_of, limit_headers
 
 Kind = Literal[
@@ -248,6 +248,8 @@ def _body_of(reply: web.StreamResponse) -> tuple[bytes, int]:
         with reply.path.open("rb") as stream:
             stream.seek(span.start)
             return stream.read(span.stop - span.start), span.start
+    if isinstance(reply, MadeResponse):
+        return b"".join(reply.pieces), 0
     body = reply.body if isinstance(reply, web.Response) else None
     return bytes(body) if isinstance(body, (bytes, bytearray)) else b"", 0
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,10 +52,18 @@ class User:
 
 
 def bearer(authorization: str | None) -> str | None:
-    """The token of an Authorization header; an empty or foreign scheme counts as a wrong token ('')."""
+    """The token of an Authorization header: Bearer, or the password of Basic, whoever the user is, as git sends it.
+
+    An empty or foreign scheme counts as a wrong token ('').
+    """
     if authorization is None:
         return None
     scheme, _, token = authorization.partition(" ")
+    if scheme.lower() == "basic":
+        try:
+            return base64.b64decode(token.strip(), validate=True).decode().partition(":")[2]
+        except (binascii.Error, ValueError):
+            return ""
     return token.strip() if scheme.lower() == "bearer" else ""
 
 

@@ -21,8 +21,9 @@ from aiohttp.typedefs import Handler, Middleware
 
 from .access import Redirect, Refusal, User, bearer
 from .api import answer
-from .blob import BlobResponse, blob_reply
+from .blob import BlobResponse, MadeResponse, blob_reply
 from .call import Call, Hub
+from .git import git_reply
 from .log import Entry, Origin, RequestLog, RequestRecord
 from .ratelimit import RateLimiter, bucket_of
 from .resolve import Bytes, resolve
@@ -70,6 +71,8 @@ def hub_app(hub: Hub, log: RequestLog, middlewares: Sequence[Middleware], cdn_po
                 text=f"Temporary Redirect. Redirecting to {redirect.location}",
                 headers={"Location": redirect.location},
             )
+        if reply.status == 401 and parse(raw_path(request)).kind == "git":
+            reply.headers["WWW-Authenticate"] = 'Basic realm="a crucible Hub: any name, and a token as the password"'
         reply.headers.update(verdict.headers)
         return reply
 
@@ -78,7 +81,7 @@ def hub_app(hub: Hub, log: RequestLog, middlewares: Sequence[Middleware], cdn_po
         path = raw_path(request)
         route = parse(path)
         user = CALLER.get()
-        body = await _body(request)
+        body = await _body(request) if route.kind != "git" else {}
         call = Call(
             hub,
             route,
@@ -98,6 +101,10 @@ def hub_app(hub: Hub, log: RequestLog, middlewares: Sequence[Middleware], cdn_po
             return web.Response(
                 status=found.status, text=f"Redirecting to {found.headers['Location']}", headers=found.headers
             )
+        if route.kind == "git":
+            protocol, asked = request.headers.get("Git-Protocol", ""), await request.read()
+            made = await asyncio.to_thread(git_reply, call, protocol, asked)
+            return MadeResponse(made.pieces, headers=made.headers)
         if route.kind == "page":
             return web.Response(text="A crucible Hub. Point HF_ENDPOINT here; there are no pages for people.\n")
         said = await asyncio.to_thread(answer, call)
@@ -188,7 +195,7 @@ async def _answered(request: web.Request, handler: Handler) -> web.StreamRespons
 
 async def _send(request: web.Request, reply: web.StreamResponse, entry: Entry) -> None:
     """Send the reply here rather than in aiohttp, so that the log knows what left."""
-    if isinstance(reply, BlobResponse):
+    if isinstance(reply, (BlobResponse, MadeResponse)):
         reply.on_sent = entry.sent
     try:
         await reply.prepare(request)

@@ -1,4 +1,4 @@
-"""Replies that are a file, whole or a range of it, sent by the kernel (sendfile).
+"""Replies that are a file, whole or a range of it, sent by the kernel (sendfile); and those that are made as they go.
 
 aiohttp's own FileResponse replaces the ETag by one of mtime and size, looks for `.gz` neighbours, and answers HEAD
 with 206; the Hub's clients need the ETag of the content, so the range is worked out here.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
 
 SEND_PIECE = 8 << 20  # bytes counted as sent at a time; a broken connection is counted exactly anyway
+MADE_PIECE = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +85,36 @@ class BlobResponse(web.StreamResponse):
     def _count(self, sent: int) -> None:
         if self.on_sent is not None:
             self.on_sent(sent)
+
+
+class MadeResponse(web.StreamResponse):
+    """A body that is made, in a thread, while it is sent. `on_sent` is told of bytes as they are handed over."""
+
+    def __init__(self, pieces: Iterable[bytes], *, headers: Mapping[str, str]) -> None:
+        super().__init__(headers=headers)
+        self.pieces = iter(pieces)
+        self.on_sent: Callable[[int], None] | None = None
+        self._begun = False
+
+    async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
+        writer = await super().prepare(request)
+        if self._begun or writer is None or request.method == "HEAD":
+            return writer
+        self._begun = True
+        while piece := await asyncio.to_thread(self._some):
+            await self.write(piece)
+            if self.on_sent is not None:
+                self.on_sent(len(piece))
+        return writer
+
+    def _some(self) -> bytes:
+        """Enough for one turn of the event loop; empty at the end."""
+        held = bytearray()
+        for piece in self.pieces:
+            held += piece
+            if len(held) >= MADE_PIECE:
+                break
+        return bytes(held)
 
 
 def blob_reply(

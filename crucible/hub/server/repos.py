@@ -3,7 +3,7 @@
     ROOT/hub.json                                the layout's version
     ROOT/blobs/ab/abcd…                          content by sha256, shared by all repos
     ROOT/repos/datasets/ns--name/repo.json       private, gated, allowed, disabled, likes, downloads, created
-    ROOT/repos/datasets/ns--name/trees/{id}      one JSON line a file
+    ROOT/repos/datasets/ns--name/trees/{id}      one JSON line a file; the id is of these lines, not git's
     ROOT/repos/datasets/ns--name/commits/{id}    tree, parent, message, author, date
     ROOT/repos/datasets/ns--name/refs/heads/main 40 hex; also refs/tags/…, refs/pr/N, refs/convert/parquet
     ROOT/moved/datasets/ns--old                  the id a renamed repo has now
@@ -32,7 +32,7 @@ from crucible.errors import RepoNotFound, RevisionNotFound, StoreVersion, UsageE
 from crucible.refs import RepoType, check_repo_id, is_repo_id
 
 from .names import COMMIT, REPO_TYPES, is_ref
-from .snapshot import FileEntry, Snapshot
+from .snapshot import FileEntry, Snapshot, git_sha1
 
 LAYOUT = 1
 SNAPSHOTS_KEPT = 16  # trees held in memory; one of a million files takes about half a gigabyte
@@ -54,7 +54,7 @@ class RepoMeta:
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """One commit. Its id is the hash of tree, parent and message, so equal histories have equal ids."""
+    """One commit. Its id is git's, of a commit object that leaves out who and when: equal histories have equal ids."""
 
     id: str
     tree: str
@@ -284,7 +284,8 @@ class Repo:
         """Store a tree and a commit on it; no ref moves. The same tree on its own parent gives the parent back."""
         digest = hashlib.sha1(usedforsecurity=False)
         lines = []
-        for file in sorted(files, key=lambda file: file.path):
+        snapshot = Snapshot(files)
+        for file in snapshot.files:
             line = json.dumps([file.path, file.size, file.sha256, file.oid, file.lfs], ensure_ascii=False) + "\n"
             digest.update(line.encode())
             lines.append(line.encode())
@@ -293,13 +294,19 @@ class Repo:
             return before
         if not (self.folder / "trees" / tree).exists():
             self.store.write(self.folder / "trees" / tree, lines)
-        identity = f"commit\0{tree}\0{parent or ''}\0{message}".encode()
-        commit_id = hashlib.sha1(identity, usedforsecurity=False).hexdigest()
+        commit_id = git_sha1(commit_object(snapshot.oid, parent, message), "commit")
         path = self.folder / "commits" / commit_id
         if not path.exists():
             body = {"tree": tree, "parent": parent, "message": message, "author": author, "date": date}
             self.store.write(path, json.dumps(body).encode())
         return self.commit(commit_id)
+
+
+def commit_object(tree: str, parent: str | None, message: str) -> bytes:
+    """A commit as git stores it; `tree` is git's own id."""
+    lines = [f"tree {tree}", *([f"parent {parent}"] if parent else [])]
+    lines += [f"{who} crucible <crucible@localhost> 0 +0000" for who in ("author", "committer")]
+    return ("\n".join(lines) + "\n\n" + message.replace("\0", "") + "\n").encode()
 
 
 def _checked_type(repo_type: str) -> RepoType:

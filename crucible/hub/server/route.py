@@ -14,8 +14,9 @@ from crucible.refs import RepoType
 
 from .names import REPO_TYPES
 
-Kind = Literal["list", "repo", "file", "cached-file", "whoami", "validate-yaml", "page", "unknown"]
+Kind = Literal["list", "repo", "file", "cached-file", "git", "whoami", "validate-yaml", "page", "unknown"]
 VERBS = frozenset({"revision", "tree", "paths-info", "refs", "commits", "auth-check"})
+GIT_VERBS = frozenset({"info/refs", "git-upload-pack", "git-receive-pack"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,9 @@ def parse(raw_path: str) -> Route:
         if len(parts) > stop + 2 and parts[stop] == "resolve":
             repo_id, path = "/".join(parts[start:stop]), "/".join(parts[stop + 2 :])
             return Route("file", repo_type, repo_id, "resolve", parts[stop + 1], path, (start, stop))
+        if (verb := "/".join(parts[stop:])) in GIT_VERBS:
+            repo_id = "/".join(parts[start:stop]).removesuffix(".git")
+            return Route("git", repo_type, repo_id, verb, repo_at=(start, stop))
     return Route("page", path="/".join(parts))
 
 

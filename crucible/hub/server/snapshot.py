@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 
@@ -31,6 +31,7 @@ class DirEntry:
 
     path: str
     oid: str
+    """git's sha1 of the tree object."""
 
 
 Entry = FileEntry | DirEntry
@@ -44,8 +45,9 @@ class Page:
     cursor: str | None
 
 
-def git_sha1(content: bytes) -> str:
-    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+def git_sha1(content: bytes, kind: str = "blob") -> str:
+    """The id git gives to an object: a blob, a tree or a commit."""
+    return hashlib.sha1(b"%b %d\0" % (kind.encode(), len(content)) + content, usedforsecurity=False).hexdigest()
 
 
 def lfs_pointer(sha256: str, size: int) -> bytes:
@@ -71,11 +73,11 @@ class Snapshot:
         # deepest first: a folder's id is made of its children's ids
         for folder in sorted(children, key=lambda path: path.count("/") + bool(path), reverse=True):
             children[folder].sort(key=lambda entry: entry.path)
+            oid = git_sha1(_tree_object(children[folder]), "tree")
             if folder:
-                digest = hashlib.sha1(usedforsecurity=False)
-                for child in children[folder]:
-                    digest.update(f"{child.oid} {child.path.rpartition('/')[2]}\n".encode())
-                children[folder.rpartition("/")[0]].append(DirEntry(folder, digest.hexdigest()))
+                children[folder.rpartition("/")[0]].append(DirEntry(folder, oid))
+        self.oid = oid
+        """git's sha1 of the whole tree."""
         self._children = children
         self._all: list[Entry] = sorted(
             [entry for entries in children.values() for entry in entries], key=lambda entry: entry.path
@@ -84,6 +86,11 @@ class Snapshot:
 
     def __len__(self) -> int:
         return len(self.files)
+
+    def trees(self) -> Iterator[bytes]:
+        """git's tree object of each folder, the whole tree's first."""
+        for folder in sorted(self._children):
+            yield _tree_object(self._children[folder])
 
     def get(self, path: str) -> Entry | None:
         index = bisect_left(self._paths, path)
@@ -111,3 +118,15 @@ class Snapshot:
         last = min(stop, first + limit)
         chosen = list(entries[first:last])
         return Page(chosen, chosen[-1].path if chosen and last < stop else None)
+
+
+def _tree_object(children: Iterable[Entry]) -> bytes:
+    """A folder as git stores it. git sorts a folder among its neighbours as if its name ended in a slash."""
+    lines = []
+    for child in children:
+        name = child.path.rpartition("/")[2].encode()
+        if isinstance(child, DirEntry):
+            lines.append((name + b"/", b"40000 %b\0%b" % (name, bytes.fromhex(child.oid))))
+        else:
+            lines.append((name, b"100644 %b\0%b" % (name, bytes.fromhex(child.oid))))
+    return b"".join(line for _, line in sorted(lines))
