@@ -8,13 +8,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from crucible.cache.hubcache import HubCache
 from crucible.cache.store import Store
 from crucible.cluster.plan import plan_items
 from crucible.cluster.resolve import ResolvedConfig, ResolvedSplit, choose, resolve
 from crucible.config import Settings
 from crucible.errors import CorruptFile, OfflineMode, ScriptRepo
 from crucible.formats.footer import ParquetFooter, footer_tail, parse_footer
+from crucible.hub.cached import CachedRepo
 from crucible.hub.client import Repo, is_folder, open_repo
+from crucible.hub.governor import Governor
 from crucible.manifest import Manifest
 from crucible.refs import ByteRange, DataRequest, ReadOptions, RepoRef, SourceFile, WorkItem
 from crucible.report import Tally
@@ -46,15 +49,28 @@ class Prepared:
         return (self.request.repo.revision,)
 
 
-def prepare(request: DataRequest, settings: Settings, store: Store, tally: Tally, *, again: bool = False) -> Prepared:
+def prepare(
+    request: DataRequest,
+    settings: Settings,
+    store: Store,
+    tally: Tally,
+    *,
+    again: bool = False,
+    governor: Governor | None = None,
+) -> Prepared:
     """Pin, list and resolve. One request when the store has the commit's manifests, none when the revision is a commit.
 
+    Offline, what the store does not have is resolved from the Hub cache, if a whole repo was pulled there.
     `again` resolves although the manifests are known: shards of them are gone and must be re-made.
     Raises a RepoError, OfflineMode, or a TransferError when the Hub cannot be asked.
     """
     if settings.offline and not is_folder(request.repo.repo_id):
-        return _offline(request, store)
-    with open_repo(request.repo, settings, tally) as repo:
+        try:
+            return _offline(request, store)
+        except OfflineMode:
+            if not CachedRepo(HubCache(settings.hub_cache)).knows(request.repo):
+                raise
+    with open_repo(request.repo, settings, tally, governor) as repo:
         pinned = repo.pin(request.repo)
         if not again and (warm := _from_store(request, pinned, store)) is not None:
             return warm

@@ -284,15 +284,18 @@ class StoreError(CrucibleError, OSError):
         return f"{self.path}: {self.problem}"
 
 
+_PLACE = "CRUCIBLE_HOME (or HF_HUB_CACHE, for a file of the Hub cache)"
+
+
 class DiskFull(StoreError):
     def __str__(self) -> str:
         need = f" ({self.problem})" if self.problem else ""
-        return f"{self.path}: no space left on this disk{need}; free some or point CRUCIBLE_HOME elsewhere"
+        return f"{self.path}: no space left on this disk{need}; free some, or set {_PLACE} elsewhere"
 
 
 class StoreReadOnly(StoreError):
     def __str__(self) -> str:
-        return f"{self.path}: this store cannot be written ({self.problem or 'read-only'}); set CRUCIBLE_HOME elsewhere"
+        return f"{self.path}: cannot be written ({self.problem or 'read-only'}); set {_PLACE} elsewhere"
 
 
 class StoreVersion(StoreError):

@@ -21,6 +21,11 @@ class CachedRepo:
     def __init__(self, cache: HubCache) -> None:
         self._cache = cache
 
+    def knows(self, ref: RepoRef) -> bool:
+        """True when the revision's commit and its listing are here."""
+        commit = self._cache.ref(ref)
+        return commit is not None and self._cache.read_tree(replace(ref, revision=commit)) is not None
+
     def pin(self, ref: RepoRef) -> RepoRef:
         commit = self._cache.ref(ref)
         if commit is None:

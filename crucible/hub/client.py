@@ -1,6 +1,7 @@
 """Read a repo: pin a revision, list its files, read a small file or a range. One repo type's API, plus folders on disk.
 
-`open_repo` gives a `HubRepo` or a `FolderRepo`; both answer the same questions, so nothing above knows which it is.
+`open_repo` gives a `HubRepo`, a `FolderRepo`, or offline a `CachedRepo`; all answer the same questions, so nothing
+above knows which it is.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from urllib.parse import quote, urljoin
 
 import httpx
 
+from crucible.cache.hubcache import HubCache
 from crucible.config import Settings
 from crucible.errors import (
     ChecksumMismatch,
@@ -27,6 +29,8 @@ from crucible.errors import (
     UsageError,
 )
 from crucible.hashing import git_pointer_oid, hash_bytes, sha256_file
+from crucible.hub.cached import CachedRepo
+from crucible.hub.governor import Governor
 from crucible.hub.http import HubHttp, Refusal, named_error, origin
 from crucible.refs import (
     ByteRange,
@@ -79,12 +83,15 @@ def repo_ref(repo_id: str, revision: str | None) -> RepoRef:
 
 
 @contextmanager
-def open_repo(ref: RepoRef, settings: Settings, tally: Tally) -> Iterator[Repo]:
-    """The repo for the time of a `with`; its connections are closed at the end."""
+def open_repo(ref: RepoRef, settings: Settings, tally: Tally, governor: Governor | None = None) -> Iterator[Repo]:
+    """The repo for the time of a `with`; its connections are closed at the end. Offline it is the Hub cache's."""
     if is_folder(ref.repo_id):
         yield FolderRepo()
         return
-    http = HubHttp(settings, tally)
+    if settings.offline:
+        yield CachedRepo(HubCache(settings.hub_cache))
+        return
+    http = HubHttp(settings, tally, governor)
     try:
         yield HubRepo(http)
     finally:

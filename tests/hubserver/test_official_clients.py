@@ -1,14 +1,7 @@
-"""The official clients, unmodified, against the local Hub.
-
-Each runs in its own process: they read HF_ENDPOINT and the like when they are imported.
-"""
+"""The official clients, unmodified, against the local Hub."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +11,7 @@ import pytest
 
 from crucible.hub.server import HubOptions, User, create_branch, create_pr, create_tag, rename_repo
 from tests.hubserver.faults import FaultyHub
+from tests.hubserver.official import run_client
 
 CARD = b"""---
 license: mit
@@ -27,25 +21,6 @@ configs:
 ---
 # rows
 """
-
-
-def run_client(hub: FaultyHub, home: Path, script: str, **env: str) -> None:
-    """Run a script of asserts with the client's environment set; its output is the failure's message."""
-    settings = {
-        "HF_ENDPOINT": hub.endpoint,
-        "HF_HOME": str(home),
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "HOME": str(home),
-        "PATH": os.environ["PATH"],
-        **env,
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)],
-        env=settings, cwd=home, capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.fixture
