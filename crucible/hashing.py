@@ -22,7 +22,7 @@ def hasher_for(file: SourceFile) -> Hasher:
     return hashlib.sha1(b"blob %d\0" % file.size, usedforsecurity=False)
 
 
-def hash_bytes(file: SourceFile, data: bytes) -> str:
+def hash_bytes(file: SourceFile, data: bytes | bytearray) -> str:
     """What `data` hashes to, by the kind of hash that `file` promises."""
     hasher = hasher_for(file)
     hasher.update(data)

@@ -1,30 +1,50 @@
 """Bring one file onto this node's disk, checked while it arrives. Runs inside a Ray task, or in a process without Ray.
 
-The bytes go to a file in a workspace and are hashed as they are written. `download` returns only when size and hash are
-what was promised; whoever called it then renames or converts the file. A broken connection goes on at its offset; a
-source whose bytes hash wrong is asked once more (one flipped bit may be the network's) and then dropped. Raises
-`ChecksumMismatch`, `SizeMismatch`, `SourceUnavailable`, a `RepoError`, or what the disk says.
+`bring` returns the path of a complete file whose size and hash are what was promised, under its content's own name;
+until then no such name exists. Big files come in ranges, several at once where the source is far; finished ranges are
+in a journal, so a killed process loses only what was in flight. A broken connection goes on at its offset, from the
+next source where there is one; a source that stalls is hedged by another; bytes that hash wrong are put aside and their
+sources asked once more, then dropped. Raises `ChecksumMismatch`, `SizeMismatch`, `SourceUnavailable`, a `RepoError`, or
+what the disk says (`StoreError`).
 """
 
 from __future__ import annotations
 
 import os
 import random
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
-from crucible.cache.store import disk_errors
-from crucible.errors import ChecksumMismatch, SizeMismatch, SourceUnavailable, TransferError
-from crucible.hashing import Hasher, hasher_for
-from crucible.hub.http import Refusal, wait_after
+from crucible.cache.blobs import SMALL_BYTES, BlobFolder, Partial
+from crucible.config import Settings
+from crucible.errors import ChecksumMismatch, CrucibleError, SizeMismatch
+from crucible.hashing import hash_bytes
+from crucible.hub.http import Refusal
 from crucible.refs import SourceFile
-from crucible.report import Tally
-from crucible.workers.sources import LinkExpired, Source
+from crucible.report import Observer, Tally, TransferEvent, unobserved
+from crucible.workers.assemble import Assembly, Attempt, Part, part_size
+from crucible.workers.ladder import Failures, Ladder
+from crucible.workers.sources import Source
 
-LIES_ALLOWED = 2
-"""How often one source may deliver a whole file whose hash is wrong before it is dropped."""
+TICK_S = 0.1
+FAR_S = 0.02
+"""A source that needs longer to its first byte is worth several streams at once: a window of bytes a round trip is all
+that one connection carries. Nearer ones are not: 8 ranges on loopback gave 1.1 times the speed of one."""
+SLOW_STREAM = 200e6
+"""Bytes a second below which one stream of a near source gets company: each connection may be throttled by itself."""
+SLOW_AFTER_S = 0.5
+PUSH_WAIT_S = 30.0
+"""How long a finished file waits for its last ranges to reach the spare; whatever is later is only lost effort."""
+
+
+class Spare(Protocol):
+    """Told of every finished range of a big file, so that it exists somewhere else as well. Must not raise."""
+
+    def __call__(self, file: SourceFile, descriptor: int, start: int, stop: int) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,111 +53,343 @@ class DownloadOptions:
 
     part_bytes: int
     tries: int
-    """Tries without a new byte, per source."""
+    """Tries of one range without a new byte, per source."""
     backoff_cap_s: float
+    streams: int = 1
+    stall_s: float = 3.0
     sleep: Callable[[float], None] = time.sleep
+    quarantine: Path | None = None
+    """Where bytes that turned out wrong are kept for a look; None: nowhere."""
+    spare: Spare | None = None
+
+    @classmethod
+    def of(cls, settings: Settings, *, spare: Spare | None = None) -> DownloadOptions:
+        return cls(
+            part_bytes=settings.part_bytes,
+            tries=settings.tries,
+            backoff_cap_s=settings.backoff_cap_s,
+            streams=settings.streams,
+            stall_s=settings.stall_s,
+            quarantine=settings.home / "quarantine",
+            spare=spare,
+        )
 
 
-def download(
+def bring(
     file: SourceFile,
     sources: Sequence[Source],
-    target: Path,
+    blobs: BlobFolder,
     options: DownloadOptions,
     tally: Tally,
-    progress: Callable[[int], None] = lambda _: None,
+    observe: Observer = unobserved,
 ) -> Path:
-    """Write `file` to `target` from the first source that has it right; sources are tried in the order given.
+    """Make sure that `blobs` has `file`, from the first of `sources` (in order of cost) that has it right.
 
-    `progress` is called with the number of bytes that arrived since its last call; a negative number takes back bytes
-    that turned out wrong. Returns `target`, fsynced.
+    Returns the file's path there: complete, verified, fsynced. Of several processes that ask at once, one brings it.
     """
-    problems: list[Exception] = []
-    with disk_errors(target, f"{file.size:,} bytes for {file.path}"), target.open("wb") as out:
-        arrival = _Arrival(file, out.fileno(), progress)
-        for source in sources:
-            try:
-                _from_one(file, source, arrival, options, tally)
-            except TransferError as error:
-                problems.append(error)
-                continue
-            os.fsync(out.fileno())
-            tally.add(verified_files=1)
-            return target
-    target.unlink(missing_ok=True)
-    if not problems:
-        raise SourceUnavailable(file.path, "anywhere", "no source was given")
-    raise problems[-1]
+    began = time.monotonic()
+    observe(TransferEvent("started", file.path, file.size))
+    ladder = Ladder(file, sources, tries=options.tries, backoff_cap_s=options.backoff_cap_s)
+    try:
+        path = _small(file, ladder, blobs, options, tally, observe) if file.size < SMALL_BYTES else None
+        while path is None:
+            with blobs.claim(file) as partial:
+                if partial is None:
+                    observe(TransferEvent("progress", file.path, file.size, source="disk"))
+                    path = blobs.path(file.oid)
+                elif _Delivery(file, ladder, partial, options, tally, observe).run():
+                    path = partial.publish()
+                # else: fenced. Whoever took this over while this process was not heard of is waited for.
+    except CrucibleError as error:
+        observe(TransferEvent("failed", file.path, file.size, reason=str(error)))
+        raise
+    observe(TransferEvent("finished", file.path, file.size, seconds=time.monotonic() - began))
+    return path
 
 
-class _Arrival:
-    """The file as far as it has come: offset and hash of what is written. A wrong start throws both away."""
-
-    def __init__(self, file: SourceFile, descriptor: int, progress: Callable[[int], None]) -> None:
-        self.file, self._descriptor, self._progress = file, descriptor, progress
-        self.offset = 0
-        self.hasher: Hasher = hasher_for(file)
-
-    def restart(self) -> None:
-        self._progress(-self.offset)
-        self.offset = 0
-        self.hasher = hasher_for(self.file)
-        os.ftruncate(self._descriptor, 0)
-
-    def take(self, chunk: memoryview | bytes, source: str) -> None:
-        if self.offset + len(chunk) > self.file.size:
-            extra = self.offset + len(chunk)
-            self.restart()
-            raise SizeMismatch(self.file.path, source, self.file.size, extra)
-        view = memoryview(chunk)
-        while view:
-            view = view[os.pwrite(self._descriptor, view, self.offset + len(chunk) - len(view)) :]
-        self.hasher.update(chunk)
-        self.offset += len(chunk)
-        self._progress(len(chunk))
-
-
-def _from_one(file: SourceFile, source: Source, arrival: _Arrival, options: DownloadOptions, tally: Tally) -> None:
-    """All of `file` from one source, or a TransferError (another source may do) or RepoError (none will)."""
-    lies = failures = expired = 0
+def _small(
+    file: SourceFile, ladder: Ladder, blobs: BlobFolder, options: DownloadOptions, tally: Tally, observe: Observer
+) -> Path:
+    """A file that fits in memory many times over: no journal, no lease, one write."""
+    if blobs.has(file):
+        observe(TransferEvent("progress", file.path, file.size, source="disk"))
+        return blobs.path(file.oid)
+    body = bytearray(file.size)
+    failures = Failures()
+    at = 0
     while True:
-        before = arrival.offset
+        source = ladder.pick(failures)
+        before = at
         try:
-            while arrival.offset < file.size:
-                _one_range(file, source, arrival, min(file.size, arrival.offset + options.part_bytes))
-            actual = arrival.hasher.hexdigest()
-            if actual == file.oid:
+            if at < file.size:
+                with source.open(file, at, file.size) as reply:
+                    at = at if reply.start == at else 0
+                    for chunk in reply.chunks:
+                        source.count(len(chunk))
+                        if at + len(chunk) > file.size:
+                            raise SizeMismatch(file.path, source.name, file.size, at + len(chunk))
+                        body[at : at + len(chunk)] = chunk
+                        at += len(chunk)
+                if at < file.size:
+                    raise Refusal(None, {}, f"the body ended after {at:,} of {file.size:,} bytes")
+            if (actual := hash_bytes(file, body)) != file.oid:
+                raise ChecksumMismatch(file.path, source.name, file.oid, actual)
+        except Exception as error:  # noqa: BLE001 - the ladder raises again what no source can help with
+            if at > before:
+                failures.forget()
+            wait = ladder.failed(source, error, failures)
+            at = 0 if isinstance(error, ChecksumMismatch | SizeMismatch) else at
+            _retried(file, source.name, error, wait, options, tally, observe)
+            continue
+        tally.add(verified_files=1)
+        path = blobs.put(file, body)
+        observe(TransferEvent("progress", file.path, file.size, source=source.name))
+        observe(TransferEvent("verified", file.path, file.size, source=source.name))
+        return path
+
+
+def _retried(
+    file: SourceFile,
+    source: str,
+    error: Exception,
+    wait: float,
+    options: DownloadOptions,
+    tally: Tally,
+    observe: Observer,
+) -> None:
+    tally.add(retries=1)
+    reason = error.reason if isinstance(error, Refusal) else str(error)
+    observe(TransferEvent("retried", file.path, source=source, reason=reason))
+    if wait > 0:
+        wait *= 1 + 0.1 * random.random()  # a cluster must not return as one
+        observe(TransferEvent("waiting", file.path, seconds=wait, source=source, reason=reason))
+        options.sleep(wait)
+
+
+class _Delivery:
+    """One file on its way into one `Partial`: stream threads bring parts, this thread watches over them."""
+
+    def __init__(
+        self,
+        file: SourceFile,
+        ladder: Ladder,
+        partial: Partial,
+        options: DownloadOptions,
+        tally: Tally,
+        observe: Observer,
+    ) -> None:
+        self._file, self._ladder, self._partial = file, ladder, partial
+        self._options, self._tally, self._observe = options, tally, observe
+        most = part_size(file.size, options.streams, options.part_bytes)
+        self._assembly = Assembly(file, partial, most, self._arrived)
+        self._spare = options.spare if file.size > options.part_bytes else None
+        self._running = 0
+        self._pushing = 0
+        self._error: BaseException | None = None
+        self._began, self._bytes = time.monotonic(), 0
+        self._first_byte_s: float | None = None
+        self._changed_etags: set[str] = set()
+
+    def run(self) -> bool:
+        """True when the partial holds the whole file, verified; False when it was fenced. Raises what ended it."""
+        if adopted := self._partial.ranges.size:
+            self._observe(TransferEvent("progress", self._file.path, adopted, source="journal"))
+        assembly = self._assembly
+        assembly.follow()
+        try:
+            if self._spare is not None and adopted:
+                self._start(self._push, tuple(self._partial.ranges))
+            while True:
+                if self._error is not None:
+                    raise self._error
+                if self._partial.fenced:
+                    return False
+                if assembly.complete and self._verified():
+                    break
+                self._start_streams()
+                self._start_hedges()
+                with assembly.changed:
+                    assembly.changed.wait_for(self._noteworthy, TICK_S)
+            with assembly.changed:
+                assembly.changed.wait_for(lambda: self._pushing == 0, PUSH_WAIT_S)
+            return True
+        finally:
+            assembly.close()
+
+    # --- what this thread watches
+
+    def _noteworthy(self) -> bool:
+        return self._error is not None or self._assembly.complete
+
+    def _start_streams(self) -> None:
+        with self._assembly.changed:
+            free = sum(part.owner is None and not part.done for part in self._assembly.parts)
+            for _ in range(min(free, self._wanted() - self._running)):
+                self._running += 1
+                self._start(self._stream)
+
+    def _wanted(self) -> int:
+        """How many streams this source is worth: one at first, all of them when it turns out far or slow."""
+        elapsed = time.monotonic() - self._began
+        far = self._first_byte_s is not None and self._first_byte_s > FAR_S
+        slow = elapsed > SLOW_AFTER_S and self._bytes < SLOW_STREAM * elapsed
+        return self._options.streams if far or slow else 1
+
+    def _start_hedges(self) -> None:
+        # what waits for its turn (the governor) before it was even asked does not stall, unless another source is free
+        for part in self._assembly.stalled(self._options.stall_s, lambda a: a.opened or self._ladder.others(a.source)):
+            with self._assembly.changed:
+                self._running += 1
+            self._start(self._hedge, part)
+
+    def _verified(self) -> bool:
+        file, assembly = self._file, self._assembly
+        actual = assembly.digest()
+        if actual == file.oid:
+            self._tally.add(verified_files=1)
+            self._observe(TransferEvent("verified", file.path, file.size, source=", ".join(sorted(assembly.sources))))
+            return True
+        liars = sorted(assembly.sources)
+        error = ChecksumMismatch(file.path, ", ".join(liars) or "the partial on this disk", file.oid, actual)
+        self._ladder.lied(liars, error)
+        _retried(file, ", ".join(liars), error, 0, self._options, self._tally, self._observe)
+        folder = self._options.quarantine
+        assembly.restart(lambda: self._partial.quarantine(folder) if folder else self._partial.reset())
+        assembly.follow()
+        return False
+
+    # --- what the other threads do
+
+    def _start(self, target: Callable[..., None], *arguments: object) -> None:
+        # daemons: one that hangs on a dead socket must not keep the process; it owns nothing and writes nothing then
+        threading.Thread(target=target, args=arguments, name="crucible-download", daemon=True).start()
+
+    def _stream(self, attempt: Attempt | None = None) -> None:
+        try:
+            while True:
+                taken = attempt or self._assembly.take_part(lambda part: self._ladder.pick(part.failures).name)
+                attempt = None
+                if taken is None:
+                    return
+                self._bring_part(taken)
+        except BaseException as error:  # noqa: BLE001 - it is raised again by the thread that waits
+            self._error = self._error or error
+        finally:
+            with self._assembly.changed:
+                self._running -= 1
+                self._assembly.changed.notify_all()
+
+    def _bring_part(self, attempt: Attempt) -> None:
+        """All of one part, until it is done or somebody else's."""
+        assembly, options = self._assembly, self._options
+        while True:
+            part = attempt.part
+            source = self._ladder.named(attempt.source)
+            try:
+                self._one_range(attempt, source)
+            except Exception as error:  # noqa: BLE001 - the ladder raises again what no source can help with
+                if not assembly.owns(attempt):
+                    return
+                try:
+                    wait = self._ladder.failed(source, error, part.failures)
+                    part.moved = time.monotonic() + 2 * wait  # it rests, it does not stall
+                    _retried(self._file, source.name, error, wait, options, self._tally, self._observe)
+                    again = assembly.retry(attempt, self._ladder.pick(part.failures).name)
+                finally:
+                    # a no-op after `retry`: the part has another owner by then
+                    assembly.give_up(attempt)
+                if again is None:
+                    return
+                attempt = again
+                continue
+            part = attempt.part  # `alone` may have given it another one
+            if part.done and assembly.owns(attempt):
+                self._push([(part.start, part.stop)])
+            return
+
+    def _one_range(self, attempt: Attempt, source: Source) -> None:
+        """Read what is missing of a part. A body that ends early raises Refusal: the next try goes on there."""
+        part, asked = attempt.part, time.monotonic()
+        with source.open(self._file, part.at, part.stop) as body:
+            if self._first_byte_s is None:
+                self._first_byte_s = time.monotonic() - asked
+            attempt.opened = True
+            if body.etag and not self._same_etag(source.name, body.etag):
                 return
-            arrival.restart()
-            raise ChecksumMismatch(file.path, source.name, file.oid, actual)
-        except (ChecksumMismatch, SizeMismatch):
-            lies += 1
-            if lies >= LIES_ALLOWED:
-                raise
-            tally.add(retries=1)
-        except LinkExpired as refusal:
-            expired = 0 if arrival.offset > before else expired + 1
-            if expired >= options.tries:
-                raise source.refused(file, refusal) from refusal
-            tally.add(retries=1)
-        except Refusal as refusal:
-            if refusal.status == 416 and arrival.offset > 0:
-                arrival.restart()  # the source's file is shorter than what came so far: begin again
-            failures = 1 if arrival.offset > before else failures + 1
-            if not (refusal.retryable or refusal.status == 416) or failures >= options.tries:
-                raise source.refused(file, refusal) from refusal
-            tally.add(retries=1)
-            wait = wait_after(refusal.status, refusal.headers, failures - 1, cap_s=options.backoff_cap_s)
-            options.sleep(wait * (1 + 0.1 * random.random()))
+            skip = 0
+            if body.whole and part.stop - part.start < self._file.size:
+                if not self._assembly.alone(attempt):
+                    return
+                part = attempt.part
+                skip = part.at - body.start
+            if not self._pump(attempt, source, body.chunks, skip):
+                return
+        if not part.done:
+            raise Refusal(None, {}, f"the body ended after {part.at:,} of {part.stop:,} bytes")
 
-
-def _one_range(file: SourceFile, source: Source, arrival: _Arrival, stop: int) -> None:
-    """Read [offset, stop) into the arrival. A body that ends early raises Refusal: the next try goes on there."""
-    with source.open(file, arrival.offset, stop) as body:
-        if body.start != arrival.offset:
-            arrival.restart()
-            stop = file.size  # the range was ignored: this body is the whole file
-        for chunk in body.chunks:
+    def _pump(self, attempt: Attempt, source: Source, chunks: Iterator[memoryview | bytes], skip: int = 0) -> bool:
+        for chunk in chunks:
             source.count(len(chunk))
-            arrival.take(chunk, source.name)
-    if arrival.offset < stop:
-        raise Refusal(None, {}, f"the body ended after {arrival.offset:,} of {file.size:,} bytes")
+            if skip >= len(chunk):
+                skip -= len(chunk)
+                continue
+            if not self._assembly.write(attempt, chunk[skip:] if skip else chunk):
+                return False
+            skip = 0
+        return True
+
+    def _same_etag(self, source: str, etag: str) -> bool:
+        """False when a source has another file than before: all that came is forgotten, once a source."""
+        if self._partial.note_etag(source, etag) or source in self._changed_etags:
+            return True
+        self._changed_etags.add(source)
+        self._tally.add(retries=1)
+        self._observe(TransferEvent("retried", self._file.path, source=source, reason=f"its ETag became {etag}"))
+        self._assembly.restart(self._partial.reset)
+        return False
+
+    def _hedge(self, part: Part) -> None:
+        """Ask another source, or another connection, for the rest of a part that stalled. The first byte decides."""
+        seen, at = part.owner, part.at
+        attempt: Attempt | None = None
+        if seen is not None:
+            reason = f"no byte from {seen.source} for {self._options.stall_s:g} s"
+            try:
+                source = self._ladder.pick(part.failures, avoid=seen.source)
+                self._tally.add(retries=1)
+                self._observe(TransferEvent("retried", self._file.path, source=source.name, reason=reason))
+                with source.open(self._file, at, part.stop) as body:
+                    first = next(body.chunks, None) if body.start == at and not body.whole else None
+                    if first is not None:
+                        source.count(len(first))
+                        attempt = self._assembly.overtake(part, source.name, seen, at)
+                        if attempt is not None and self._assembly.write(attempt, first):
+                            self._pump(attempt, source, body.chunks)
+            except Exception as error:  # noqa: BLE001 - a hedge that fails leaves everything as it was
+                self._observe(TransferEvent("retried", self._file.path, reason=f"hedge: {error}"))
+        self._assembly.unhedged(part)
+        if attempt is not None and part.done:
+            self._push([(part.start, part.stop)])
+        if attempt is not None and not part.done and self._assembly.owns(attempt):
+            self._stream(attempt)
+        else:
+            self._stream()
+
+    def _push(self, ranges: Sequence[tuple[int, int]]) -> None:
+        if self._spare is None:
+            return
+        with self._assembly.changed:
+            self._pushing += 1
+        descriptor = os.dup(self._partial.descriptor)  # its own: this thread may be slower than the file's end
+        try:
+            for start, stop in ranges:
+                self._spare(self._file, descriptor, start, stop)
+        finally:
+            os.close(descriptor)
+            with self._assembly.changed:
+                self._pushing -= 1
+                self._assembly.changed.notify_all()
+
+    def _arrived(self, size: int) -> None:
+        self._bytes += max(size, 0)
+        self._observe(TransferEvent("progress", self._file.path, size))

@@ -7,8 +7,9 @@ typed error for what will not. It decides nothing about other sources.
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -17,13 +18,14 @@ from urllib.parse import urljoin
 
 import httpx
 
-from crucible.errors import SourceUnavailable
+from crucible.errors import ChecksumMismatch, SizeMismatch, SourceUnavailable
 from crucible.hub import wire
 from crucible.hub.client import resolve_url
 from crucible.hub.http import MAX_REDIRECTS, HubHttp, Refusal, named_error, origin, refusal_of, user_agent
 from crucible.refs import RepoRef, SourceFile
 from crucible.report import Tally
 
+_PAST_END = re.compile(r"bytes \*/(\d+)")
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 
 
@@ -34,6 +36,10 @@ class Body:
     start: int
     chunks: Iterator[memoryview | bytes]
     """Each valid until the next is asked for: see `crucible.hub.wire.chunks`."""
+    whole: bool = False
+    """True when the range was ignored: what comes is the whole file, whatever was asked for."""
+    etag: str = ""
+    """What the place the bytes come from calls this version of the file; empty where it has no name for it."""
 
 
 class LinkExpired(Refusal):
@@ -70,6 +76,8 @@ def ranged(response: httpx.Response, file: SourceFile, start: int) -> int:
     """
     if response.status_code == 200:
         return 0
+    if response.status_code == 416 and (past := _PAST_END.fullmatch(response.headers.get("content-range", ""))):
+        raise SizeMismatch(file.path, str(response.url.copy_with(query=None)), file.size, int(past[1]))
     if response.status_code != 206:
         raise refusal_of(response)
     said = response.headers.get("content-range", "")
@@ -79,36 +87,63 @@ def ranged(response: httpx.Response, file: SourceFile, start: int) -> int:
     return start
 
 
-class HubSource:
-    """The Hub: resolve, then wherever it redirects to.
+def etag_of(response: httpx.Response) -> str:
+    return str(response.headers.get("etag", ""))
 
-    The redirect's target is kept per file, so a file in many ranges is resolved once; a signed link that has
-    expired (401 or 403 from another origin than the Hub's) is resolved anew, once a try.
+
+class HubSource:
+    """The Hub, or a mirror of it: resolve, then wherever it redirects to.
+
+    The redirect's target is kept per file, so a file in many ranges is resolved once, also when they all begin at the
+    same time; a signed link that has expired (401 or 403 from another origin than the Hub's) is resolved anew, once for
+    all of them.
+
+    Concurrency: usable from any number of threads.
     """
 
     def __init__(self, http: HubHttp, repo: RepoRef) -> None:
         self._http, self._repo = http, repo
         self.name = http.settings.endpoint
         self._links: dict[str, str] = {}
+        self._lock = threading.Lock()
+        self._resolving: dict[str, threading.Lock] = {}
 
     @contextmanager
     def open(self, file: SourceFile, start: int, stop: int) -> Iterator[Body]:
         headers = {"range": f"bytes={start}-{stop - 1}"} if (start, stop) != (0, file.size) else {}
-        url = self._links.get(file.path) or resolve_url(self.name, self._repo, file.path)
-        for _ in range(MAX_REDIRECTS):
-            with self._http.stream(url, headers) as response:
-                if response.is_redirect and "location" in response.headers:
-                    url = urljoin(url, response.headers["location"])
-                    if origin(url) != origin(self.name):
-                        self._links[file.path] = url
-                    continue
-                if response.status_code in (401, 403) and origin(url) != origin(self.name):
-                    self._links.pop(file.path, None)
-                    raise LinkExpired(response.status_code)
-                begins = ranged(response, file, start)
-                yield Body(begins, wire.chunks(response))
-                return
-        raise Refusal(None, {}, f"more than {MAX_REDIRECTS} redirects")
+        with self._lock:
+            resolving = self._resolving.setdefault(file.path, threading.Lock())
+        with ExitStack() as stack:
+            held = ExitStack()  # who resolves lets the others wait until it has a link, or a body
+            stack.enter_context(held)
+            if (url := self._links.get(file.path)) is None:
+                held.enter_context(resolving)
+                url = self._links.get(file.path) or resolve_url(self.name, self._repo, file.path)
+            for _ in range(MAX_REDIRECTS):
+                with self._http.stream(url, headers) as response:
+                    if response.is_redirect and "location" in response.headers:
+                        self._check(file, response)
+                        url = urljoin(url, response.headers["location"])
+                        if origin(url) != origin(self.name):
+                            self._links[file.path] = url
+                            held.close()
+                        continue
+                    held.close()
+                    if response.status_code in (401, 403) and origin(url) != origin(self.name):
+                        with self._lock:
+                            if self._links.get(file.path) == url:  # else another thread has a new one already
+                                del self._links[file.path]
+                        raise LinkExpired(response.status_code)
+                    begins = ranged(response, file, start)
+                    yield Body(begins, wire.chunks(response), response.status_code == 200, etag_of(response))
+                    return
+            raise Refusal(None, {}, f"more than {MAX_REDIRECTS} redirects")
+
+    def _check(self, file: SourceFile, response: httpx.Response) -> None:
+        """The redirect of an LFS file says which content it leads to: another one is not worth a byte."""
+        linked = response.headers.get("x-linked-etag", "").removeprefix("W/").strip('"')
+        if file.lfs and linked and linked != file.oid:
+            raise ChecksumMismatch(file.path, self.name, file.oid, linked)
 
     def refused(self, file: SourceFile, refusal: Refusal) -> Exception:
         signed_in = self._http.settings.token is not None
@@ -139,7 +174,8 @@ class PeerSource:
             # no proxy between nodes, and no credentials out of ~/.netrc
             shard = f"{self.name}/v1/shards/{file.path}"
             with wire.peer_client().stream("GET", shard, headers=headers, timeout=self._timeout) as response:
-                yield Body(ranged(response, file, start), wire.chunks(response))
+                begins = ranged(response, file, start)
+                yield Body(begins, wire.chunks(response), response.status_code == 200, etag_of(response))
         except (httpx.TransportError, httpx.InvalidURL) as error:
             raise Refusal(None, {}, f"{type(error).__name__}: {error}") from error
 

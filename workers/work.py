@@ -1,30 +1,38 @@
 """Do one work item: bring its files, convert them, commit the shards. The same function in a Ray task and without Ray.
 
 What is finished is in the store and is found again, so an item that is run twice (a retry, another process, the next
-job) moves nothing the second time. A killed task leaves a folder in the store's `tmp`, which the next task removes.
+job) moves nothing the second time. A killed task leaves a folder in the store's `tmp`, which the next task removes, and
+the source bytes that it brought in the store's `raw`, where the next task finds them.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from crucible.cache.store import Store
+from crucible.cache.blobs import BlobFolder
+from crucible.cache.hubcache import HubCache
+from crucible.cache.store import Store, disk_errors
 from crucible.config import Settings
+from crucible.errors import ChecksumMismatch, ConversionError, StoreError
 from crucible.hub.client import is_folder
+from crucible.hub.governor import Governor
 from crucible.hub.http import HubHttp
 from crucible.manifest import pack_schema
 from crucible.refs import NodeId, RepoRef, ShardInfo, SourceFile, WorkItem, safe_repo_path
-from crucible.report import ItemResult, Tally
+from crucible.report import ItemResult, Observer, Tally, TransferEvent, unobserved
+from crucible.workers.cached import cached_copy, is_right
 from crucible.workers.convert import convert, schema_of_item
-from crucible.workers.download import DownloadOptions, download
-from crucible.workers.sources import FolderSource, HubSource, PeerSource, Source
+from crucible.workers.download import DownloadOptions, Spare, bring
+from crucible.workers.sources import HubSource, PeerSource, Source
 
-FILES_AT_ONCE = 4
-"""Small files of one item in flight together: enough to hide one round trip behind the others."""
+FILES_AT_ONCE = 16
+"""Small files of one item in flight together: enough to hide a round trip of 20 ms behind the others. A file holds at
+most a MiB of memory a stream, so these and the streams bound what a task holds, whatever it brings."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +42,14 @@ class Workplace:
     store: Store
     settings: Settings
     node: NodeId
-    progress: Callable[[int], None] = lambda _: None
-    """Called with source bytes as they arrive; negative when bytes are taken back."""
+    observe: Observer = unobserved
+    """Told what happens to the source files."""
+    governor: Governor | None = None
+    """Who may send to the Hub when; None: this process's own."""
+    spare: Spare | None = None
+    """Where finished ranges of big files go as well, so that this node's death costs only what was in flight."""
+    keep_raw: bool = False
+    """Keep the source files, in the Hub cache of this node, where the official client finds them."""
 
 
 def run_item(item: WorkItem, place: Workplace) -> ItemResult:
@@ -44,33 +58,56 @@ def run_item(item: WorkItem, place: Workplace) -> ItemResult:
     Raises a TransferError, RepoError, ConversionError or StoreError; the store is then as it was before.
     """
     began = time.monotonic()
-    if (found := place.store.get_item(item, place.node)) is not None:
-        place.progress(item.size)
+    if (found := _found(item, place)) is not None:
         return found
     # one process of this node works on an item, the others wait here and then find it done
     with place.store.lock(f"item-{item.key[:32]}"):
-        if (found := place.store.get_item(item, place.node)) is not None:
-            place.progress(item.size)
+        if (found := _found(item, place)) is not None:
             return found
         tally = Tally()
         with place.store.workspace() as folder:
-            paths = _bring(item, place, folder, tally)
-            shards: list[ShardInfo] = []
-            schemas: dict[str, str] = {}
-            for draft in convert(item, paths, folder):
-                digest, packed = pack_schema(draft.schema)
-                schemas[digest] = packed
-                key = item.shard_key(draft.number)
-                place.store.commit_shard(draft.path, key)
-                shards.append(ShardInfo(key, draft.rows, draft.size, draft.digest, digest, item.index, draft.number))
-            if not shards and (schema := schema_of_item(item, paths)) is not None:
-                schemas = dict([pack_schema(schema)])
+            brought = _bring(item, place, folder, tally)
+            try:
+                shards, schemas = _convert(item, brought, folder, place.store)
+            except ConversionError:
+                for source in brought:  # right bytes that cannot be read will not read better the next time
+                    source.done()
+                raise
         seconds = time.monotonic() - began
         result = ItemResult(
             item.index, item.key, place.node, tuple(shards), tuple(schemas.items()), tally.counts, seconds
         )
         place.store.put_item(result)
+        for source in brought:
+            source.done()
         return result
+
+
+def _convert(
+    item: WorkItem, brought: Sequence[_Brought], folder: Path, store: Store
+) -> tuple[list[ShardInfo], dict[str, str]]:
+    """The item's shards, each committed, and the schemas by their digests."""
+    paths = [source.path for source in brought]
+    shards: list[ShardInfo] = []
+    schemas: dict[str, str] = {}
+    for draft in convert(item, paths, folder):
+        digest, packed = pack_schema(draft.schema)
+        schemas[digest] = packed
+        key = item.shard_key(draft.number)
+        for source in brought:
+            source.check()
+        store.commit_shard(draft.path, key)
+        shards.append(ShardInfo(key, draft.rows, draft.size, draft.digest, digest, item.index, draft.number))
+    if not shards and (schema := schema_of_item(item, paths)) is not None:
+        schemas = dict([pack_schema(schema)])
+    return shards, schemas
+
+
+def _found(item: WorkItem, place: Workplace) -> ItemResult | None:
+    found = place.store.get_item(item, place.node)
+    if found is not None:
+        place.observe(TransferEvent("progress", item.files[0].path, item.size, source="disk"))
+    return found
 
 
 def copy_shard(shard: ShardInfo, urls: Sequence[str], secret: str, place: Workplace, tally: Tally) -> Path:
@@ -83,26 +120,63 @@ def copy_shard(shard: ShardInfo, urls: Sequence[str], secret: str, place: Workpl
         file = SourceFile(shard.key, shard.size, shard.digest, lfs=True)
         peers = [PeerSource(url, secret, tally, timeout_s=place.settings.timeout_s) for url in urls]
         # a peer that fails is not asked again: another one, or the Hub, is nearer than its backoff
-        options = DownloadOptions(place.settings.part_bytes, tries=1, backoff_cap_s=0)
-        with place.store.workspace() as folder:
-            draft = download(file, peers, folder / "shard", options, tally)
+        options = replace(DownloadOptions.of(place.settings), tries=1, backoff_cap_s=0)
+        draft = bring(file, peers, place.store.raw, options, tally, place.observe)
+        try:
             return place.store.commit_shard(draft, shard.key)
+        except StoreError:
+            if place.store.has_shard(shard):
+                return place.store.shard_path(shard.key)  # another process has just given it its name
+            raise
 
 
-def _bring(item: WorkItem, place: Workplace, folder: Path, tally: Tally) -> list[Path]:
+@dataclass(frozen=True)
+class _Brought:
+    """A source file on this disk, verified, for the time of one item."""
+
+    file: SourceFile
+    path: Path
+    staged: BlobFolder | None = None
+    """Where it was brought to for this item only."""
+    seen: tuple[int, int] | None = None
+    """(mtime in ns, size) when it was verified, of a file that is somebody else's and used where it lies."""
+
+    def check(self) -> None:
+        """Raise ChecksumMismatch if somebody has written into the file since it was verified."""
+        if self.seen is not None and _stamp(self.path) != self.seen:
+            raise ChecksumMismatch(self.file.path, str(self.path), self.file.oid, "a file that is being written to")
+
+    def done(self) -> None:
+        if self.staged is not None:
+            self.staged.remove(self.file.oid)
+
+
+def _bring(item: WorkItem, place: Workplace, folder: Path, tally: Tally) -> list[_Brought]:
     settings = place.settings
-    options = DownloadOptions(settings.part_bytes, settings.tries, settings.backoff_cap_s)
-    with _source(item.repo, settings, tally) as source:
+    for file in item.files:
+        safe_repo_path(item.repo.repo_id, file.path)
+    if is_folder(item.repo.repo_id):
+        return [_in_place(Path(item.repo.repo_id) / file.path, file, place, tally) for file in item.files]
+    cache = HubCache(settings.hub_cache)
+    blobs = cache.blobs(item.repo) if place.keep_raw else place.store.raw
+    options = DownloadOptions.of(settings, spare=place.spare)
+    with ExitStack() as stack:
+        sources = hub_sources(item.repo, place, tally, stack)
 
-        def bring(number: int, file: SourceFile) -> Path:
-            safe_repo_path(item.repo.repo_id, file.path)
-            # a number for a name: whatever the repo calls the file, it cannot collide or leave the folder
-            return download(file, [source.source], folder / f"source-{number}", options, tally, place.progress)
+        def get(number: int, file: SourceFile) -> _Brought:
+            if (path := cached_copy(cache, item.repo, file, tally)) is not None:
+                place.observe(TransferEvent("progress", file.path, file.size, source=str(path)))
+                return _Brought(file, path, seen=_stamp(path))
+            path = bring(file, sources, blobs, options, tally, place.observe)
+            if place.keep_raw:
+                cache.link(item.repo, file)
+                return _Brought(file, path)
+            return _Brought(file, _own_name(path, folder / f"source-{number}"), staged=blobs)
 
         if len(item.files) == 1:
-            return [bring(0, item.files[0])]
+            return [get(0, item.files[0])]
         with ThreadPoolExecutor(FILES_AT_ONCE, thread_name_prefix="crucible-download") as pool:
-            futures = [pool.submit(bring, number, file) for number, file in enumerate(item.files)]
+            futures = [pool.submit(get, number, file) for number, file in enumerate(item.files)]
             try:
                 return [future.result() for future in futures]
             except BaseException:
@@ -110,20 +184,40 @@ def _bring(item: WorkItem, place: Workplace, folder: Path, tally: Tally) -> list
                 raise
 
 
-class _source:
-    """The repo's source for the time of a `with`: closes its connections at the end."""
+def hub_sources(repo: RepoRef, place: Workplace, tally: Tally, stack: ExitStack) -> list[Source]:
+    """Where a repo's files come from, cheapest first: mirrors, then the Hub. Their connections close with `stack`."""
+    settings = place.settings
+    # a mirror is another origin: it never gets the token
+    hubs = [
+        replace(settings, endpoint=mirror, token=None) for mirror in settings.mirrors if mirror != settings.endpoint
+    ]
+    sources: list[Source] = []
+    for hub in [*hubs, settings]:
+        http = HubHttp(hub, tally, governor=place.governor.at(hub) if place.governor else None)
+        stack.callback(http.close)
+        sources.append(HubSource(http, repo))
+    return sources
 
-    def __init__(self, repo: RepoRef, settings: Settings, tally: Tally) -> None:
-        self._http: HubHttp | None = None
-        if is_folder(repo.repo_id):
-            self.source: Source = FolderSource(Path(repo.repo_id), tally)
-        else:
-            self._http = HubHttp(settings, tally)
-            self.source = HubSource(self._http, repo)
 
-    def __enter__(self) -> _source:
-        return self
+def _in_place(path: Path, file: SourceFile, place: Workplace, tally: Tally) -> _Brought:
+    """A file of a repo that is a folder on this disk: verified, and used where it lies."""
+    with disk_errors(path):
+        seen = _stamp(path)
+        if not is_right(path, file):
+            raise ChecksumMismatch(file.path, str(path), file.oid, "other bytes than when the folder was listed")
+    tally.add(local_bytes=file.size, verified_files=1)
+    place.observe(TransferEvent("progress", file.path, file.size, source=str(path)))
+    return _Brought(file, path, seen=seen)
 
-    def __exit__(self, *_: object) -> None:
-        if self._http is not None:
-            self._http.close()
+
+def _own_name(blob: Path, name: Path) -> Path:
+    """A name of this item's own for a staged blob: another item with the same content may be done with it earlier."""
+    with suppress(OSError):
+        name.hardlink_to(blob)
+        return name
+    return blob  # a disk without hard links
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_mtime_ns, status.st_size

@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import hashlib
 import http.server
+import random
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crucible.errors import ChecksumMismatch, DiskFull, SizeMismatch, SourceUnavailable
+from crucible.cache.blobs import BlobFolder
+from crucible.errors import ChecksumMismatch, SizeMismatch, SourceUnavailable
 from crucible.hub.http import wait_after
 from crucible.refs import SourceFile
-from crucible.report import Tally
-from crucible.workers.download import DownloadOptions, download
+from crucible.report import Observer, Tally, unobserved
+from crucible.workers.download import DownloadOptions, bring
 from crucible.workers.sources import PeerSource
 
-DATA = bytes(range(256)) * 400  # 102,400 bytes
+DATA = random.Random(3).randbytes(2_400_000)
+PART = 700_000
 KEY = "ab" * 32
 FILE = SourceFile(KEY, len(DATA), hashlib.sha256(DATA).hexdigest(), lfs=True)
-OPTIONS = DownloadOptions(part_bytes=30_000, tries=4, backoff_cap_s=0, sleep=lambda _: None)
+OPTIONS = DownloadOptions(part_bytes=PART, tries=4, backoff_cap_s=0, sleep=lambda _: None)
 
 
 class Request:
@@ -79,41 +83,56 @@ def server(script: Callable[[Request], None]) -> Iterator[tuple[str, list[tuple[
         thread.join(10)
 
 
-def fetch(target: Path, *urls: str, timeout_s: float = 5, tally: Tally | None = None) -> bytes:
+def fetch(
+    folder: Path,
+    *urls: str,
+    timeout_s: float = 5,
+    tally: Tally | None = None,
+    options: DownloadOptions = OPTIONS,
+    file: SourceFile = FILE,
+    observe: Observer = unobserved,
+) -> bytes:
     tally = tally or Tally()
     sources = [PeerSource(url, "secret", tally, timeout_s=timeout_s) for url in urls]
-    return download(FILE, sources, target, OPTIONS, tally).read_bytes()
+    path = bring(file, sources, BlobFolder(folder, None), options, tally, observe)
+    assert path == folder / file.oid
+    return path.read_bytes()
+
+
+def landed(folder: Path) -> list[Path]:
+    """What is visible by a blob's name."""
+    return [path for path in folder.iterdir() if "." not in path.name] if folder.exists() else []
 
 
 def test_a_file_comes_in_parts_and_is_verified(tmp_path: Path) -> None:
     tally = Tally()
     with server(Request.right) as (url, asked):
-        assert fetch(tmp_path / "f", url, tally=tally) == DATA
-    assert asked == [(0, 30_000), (30_000, 60_000), (60_000, 90_000), (90_000, 102_400)]
+        assert fetch(tmp_path, url, tally=tally) == DATA
+    assert asked == [(0, PART), (PART, 2 * PART), (2 * PART, 3 * PART), (3 * PART, len(DATA))]
     assert (tally.counts.peer_bytes, tally.counts.verified_files) == (len(DATA), 1)
 
 
 def test_a_cut_body_goes_on_at_its_offset(tmp_path: Path) -> None:
     def cut_once(request: Request) -> None:
         if request.number == 1:
-            request.send(DATA[request.start : request.start + 10_000], length=request.stop - request.start)
+            request.send(DATA[request.start : request.start + 100_000], length=request.stop - request.start)
         else:
             request.right()
 
     with server(cut_once) as (url, asked):
-        assert fetch(tmp_path / "f", url) == DATA
-    assert asked[2][0] == 40_000
+        assert fetch(tmp_path, url) == DATA
+    assert asked[2][0] == PART + 100_000
 
 
 def test_a_source_that_ignores_ranges_is_read_as_a_whole(tmp_path: Path) -> None:
     with server(lambda request: request.send(DATA, status=200)) as (url, asked):
-        assert fetch(tmp_path / "f", url) == DATA
+        assert fetch(tmp_path, url) == DATA
     assert len(asked) == 1
 
 
 def test_a_source_that_ignores_the_range_midway_restarts_the_file(tmp_path: Path) -> None:
     with server(lambda r: r.right() if r.number == 0 else r.send(DATA, status=200)) as (url, _):
-        assert fetch(tmp_path / "f", url) == DATA
+        assert fetch(tmp_path, url) == DATA
 
 
 def test_a_wrong_content_range_is_not_believed(tmp_path: Path) -> None:
@@ -125,7 +144,7 @@ def test_a_wrong_content_range_is_not_believed(tmp_path: Path) -> None:
             request.right()
 
     with server(shifted) as (url, _):
-        assert fetch(tmp_path / "f", url) == DATA
+        assert fetch(tmp_path, url) == DATA
 
 
 def test_a_flipped_byte_is_tried_again_and_then_the_source_is_dropped_for_another(tmp_path: Path) -> None:
@@ -136,21 +155,21 @@ def test_a_flipped_byte_is_tried_again_and_then_the_source_is_dropped_for_anothe
 
     with server(flipped) as (liar, asked), server(Request.right) as (honest, _):
         with pytest.raises(ChecksumMismatch, match=liar):
-            fetch(tmp_path / "f", liar)
-        assert not (tmp_path / "f").exists()
+            fetch(tmp_path, liar)
+        assert landed(tmp_path) == []
         assert len(asked) == 8, "twice the whole file, in four parts"
-        assert fetch(tmp_path / "f", liar, honest) == DATA
+        assert fetch(tmp_path, liar, honest) == DATA
 
 
 def test_a_body_that_does_not_end_is_cut_off_at_the_promised_size(tmp_path: Path) -> None:
     tally = Tally()
     with (
-        server(lambda request: request.send(DATA * 50, status=200)) as (url, _),
-        pytest.raises(SizeMismatch, match="expected 102,400"),
+        server(lambda request: request.send(DATA * 5, status=200)) as (url, _),
+        pytest.raises(SizeMismatch, match="expected 2,400,000"),
     ):
-        fetch(tmp_path / "f", url, tally=tally)
-    assert tally.counts.peer_bytes < 3 * 65_536 + 2 * len(DATA)
-    assert not (tmp_path / "f").exists()
+        fetch(tmp_path, url, tally=tally)
+    assert tally.counts.peer_bytes < 2 * (len(DATA) + (2 << 20))
+    assert landed(tmp_path) == []
 
 
 def test_a_lying_content_length_is_an_error_that_names_the_source(tmp_path: Path) -> None:
@@ -158,20 +177,20 @@ def test_a_lying_content_length_is_an_error_that_names_the_source(tmp_path: Path
         server(lambda request: request.send(b"short", status=200, length=len(DATA))) as (url, _),
         pytest.raises(SourceUnavailable, match=url),
     ):
-        fetch(tmp_path / "f", url)
+        fetch(tmp_path, url)
 
 
 @pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
 def test_not_now_is_tried_again(tmp_path: Path, status: int) -> None:
     with server(lambda r: r.send(b"", status=status) if r.number < 3 else r.right()) as (url, _):
-        assert fetch(tmp_path / "f", url) == DATA
+        assert fetch(tmp_path, url) == DATA
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 412])
 def test_not_you_is_not_tried_again(tmp_path: Path, status: int) -> None:
     with server(lambda request: request.send(b"", status=status)) as (url, asked):
         with pytest.raises(SourceUnavailable, match=str(status)):
-            fetch(tmp_path / "f", url)
+            fetch(tmp_path, url)
         assert len(asked) == 1
 
 
@@ -185,7 +204,7 @@ def test_a_stalled_source_is_left_for_another(tmp_path: Path) -> None:
 
     with server(stall) as (stalled, _), server(Request.right) as (good, _):
         try:
-            assert fetch(tmp_path / "f", stalled, good, timeout_s=0.3) == DATA
+            assert fetch(tmp_path, stalled, good, timeout_s=0.3) == DATA
         finally:
             release.set()
 
@@ -194,27 +213,22 @@ def test_a_dead_port_is_an_error_that_says_so(tmp_path: Path) -> None:
     with server(Request.right) as (url, _):
         pass
     with pytest.raises(SourceUnavailable, match="ConnectError"):
-        fetch(tmp_path / "f", url)
+        fetch(tmp_path, url)
 
 
 def test_an_empty_file_asks_for_nothing(tmp_path: Path) -> None:
     empty = SourceFile(KEY, 0, hashlib.sha256(b"").hexdigest(), lfs=True)
     source = PeerSource("http://127.0.0.1:9", "secret", Tally(), timeout_s=1)
-    assert download(empty, [source], tmp_path / "f", OPTIONS, Tally()).read_bytes() == b""
-
-
-def test_a_full_disk_is_named_as_one(tmp_path: Path) -> None:
-    if not Path("/dev/full").exists():
-        pytest.skip("no /dev/full on this system")
-    (tmp_path / "f").symlink_to("/dev/full")
-    with server(Request.right) as (url, _), pytest.raises(DiskFull, match="no space left"):
-        fetch(tmp_path / "f", url)
+    assert bring(empty, [source], BlobFolder(tmp_path, None), OPTIONS, Tally()).read_bytes() == b""
 
 
 @settings(deadline=None, max_examples=30)
-@given(faults=st.lists(st.sampled_from(["right", "cut", "flip", "whole", "503", "shift", "416"]), max_size=8))
+@given(
+    faults=st.lists(st.sampled_from(["right", "cut", "flip", "whole", "503", "shift", "416"]), max_size=8),
+    streams=st.sampled_from([1, 4]),
+)
 def test_whatever_a_source_does_what_lands_is_right_or_nothing(
-    tmp_path_factory: pytest.TempPathFactory, faults: list[str]
+    tmp_path_factory: pytest.TempPathFactory, faults: list[str], streams: int
 ) -> None:
     def script(request: Request) -> None:
         fault = faults[request.number] if request.number < len(faults) else "right"
@@ -233,12 +247,12 @@ def test_whatever_a_source_does_what_lands_is_right_or_nothing(
             case _:
                 request.right()
 
-    target = tmp_path_factory.mktemp("landed") / "f"
+    folder = tmp_path_factory.mktemp("landed")
     with server(script) as (url, _):
         try:
-            assert fetch(target, url) == DATA
+            assert fetch(folder, url, options=replace(OPTIONS, streams=streams)) == DATA
         except (ChecksumMismatch, SizeMismatch, SourceUnavailable):
-            assert not target.exists()
+            assert landed(folder) == []
 
 
 @pytest.mark.parametrize(
