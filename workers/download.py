@@ -317,7 +317,7 @@ class _Delivery:
             if body.etag and not self._same_etag(source.name, body.etag):
                 return
             skip = 0
-            if body.whole and part.stop - part.start < self._file.size:
+            if body.whole and (part.at, part.stop) != (0, self._file.size):
                 if not self._assembly.alone(attempt):
                     return
                 part = attempt.part
