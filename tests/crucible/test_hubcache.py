@@ -284,7 +284,7 @@ def test_a_repo_id_that_is_none_has_no_folder(cache: HubCache, repo_id: str) -> 
 
 @pytest.fixture
 def read_only() -> Iterator[HubCache]:
-    """A cache with `a.bin` on `main` that this process may read, not write. Root could, so it steps down for a while."""
+    """A cache with `a.bin` on `main` that this process may read, not write. Root could: it steps down for a while."""
     with tempfile.TemporaryDirectory() as folder:
         cache = HubCache(Path(folder, "hub"))
         filled(cache, (lfs("a.bin"), BIG))
