@@ -17,7 +17,7 @@ from crucible.cache.store import Store
 from crucible.config import Settings, Token, node_settings
 from crucible.errors import ClusterError
 from crucible.refs import NodeId, ShardInfo, WorkItem
-from crucible.report import Counts, ItemResult, Tally
+from crucible.report import Counts, ItemResult, Tally, TransferEvent
 from crucible.workers.secret import load_secret
 from crucible.workers.work import Workplace, copy_shard, run_item
 
@@ -84,7 +84,7 @@ def _run_item(item: WorkItem, options: JobOptions, job: str) -> ItemResult:
     """Do one item on whatever node this runs on. Retries are the coordinator's: it knows where else to go."""
     settings = settings_for(options, job)
     reporter = _Reporter(job)
-    place = Workplace(Store(settings.home), settings, this_node(), reporter.add)
+    place = Workplace(Store(settings.home), settings, this_node(), reporter.observe)
     try:
         return run_item(item, place)
     finally:
@@ -115,9 +115,11 @@ class _Reporter:
         self._lock = threading.Lock()
         self._unsent, self._sent_at = 0, time.monotonic()
 
-    def add(self, size: int) -> None:
+    def observe(self, event: TransferEvent) -> None:
+        if event.kind != "progress":
+            return
         with self._lock:
-            self._unsent += size
+            self._unsent += event.size
             due = time.monotonic() - self._sent_at >= PROGRESS_EVERY_S
         if due:
             self.flush()
