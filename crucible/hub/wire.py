@@ -16,76 +16,27 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, cast
 
 import httpx
 import urllib3
 from urllib3 import HTTPHeaderDict
-from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.util import SKIP_HEADER
 
 from crucible.errors import UsageError
+from crucible.hub.connection import POOLS, TARGET, Connection, Stale, misframed, named
 
 BUFFER_BYTES = 1 << 20
 """What one view of `chunks` holds at most."""
 COPY_BYTES = 64 << 10
 """What one chunk of httpx's own iterators holds at most. More makes Python allocate and give back for each."""
-IDLE_S = 30.0
-"""A connection that rested longer is not used again: a gateway on the way may have forgotten it without a word."""
 PEER_CONNECTIONS = 64
 _BODY = "crucible.body"
-_TARGET = "crucible-target"
-
-
-class _Stale(ConnectionError):
-    """A kept connection turned out to be closed: the request was sent, and not one byte of a reply came."""
-
-
-class _Connection(HTTPConnection):
-    """A connection that knows whether it has served before, and sends the target exactly as httpx wrote it."""
-
-    served = False
-    rested = 0.0
-
-    def connect(self) -> None:
-        self.served = False
-        super().connect()
-
-    @property
-    def is_connected(self) -> bool:
-        return time.monotonic() - self.rested < IDLE_S and super().is_connected
-
-    def request(self, method: str, url: str, body: Any = None, headers: Any = None, **options: Any) -> None:
-        # urllib3 writes escapes anew (%2f becomes %2F), and a signed link may be signed over the other spelling
-        target = headers.pop(_TARGET, url)
-        super().request(method, target, body=body, headers=headers, **options)
-
-    def getresponse(self) -> urllib3.HTTPResponse:  # type: ignore[override]
-        served, self.served = self.served, True
-        try:
-            return super().getresponse()
-        except (http.client.RemoteDisconnected, ConnectionError) as error:
-            if served:
-                raise _Stale(str(error)) from error
-            raise
-
-
-class _SecureConnection(_Connection, HTTPSConnection):
-    pass
-
-
-class _Pool(HTTPConnectionPool):
-    ConnectionCls = _Connection
-
-
-class _SecurePool(HTTPSConnectionPool):
-    ConnectionCls = _SecureConnection
 
 
 class _Body(httpx.SyncByteStream):
-    """The body of one reply, read once: by iterating (copies) or by `views`. Used by one thread."""
+    """The body of one reply, read once: by iterating (copies) or by `views`. One thread reads; any may `cut`."""
 
     def __init__(self, raw: urllib3.HTTPResponse, *, secure: bool) -> None:
         # urllib3's own readinto() copies; the http.client reply inside it does not. `requests` relies on this name too
@@ -93,6 +44,7 @@ class _Body(httpx.SyncByteStream):
         self._reply = cast(http.client.HTTPResponse, raw._original_response)
         self._secure = secure
         self._taken = self._over = False
+        self._guard = threading.Lock()  # a connection is not cut any more once it may be another reply's
         self.sized = self._reply.length is not None and not self._reply.chunked
 
     def __iter__(self) -> Iterator[bytes]:
@@ -143,23 +95,30 @@ class _Body(httpx.SyncByteStream):
             raise httpx.StreamClosed()
         self._taken = True
         try:
-            with _named(httpx.ReadTimeout, httpx.ReadError):
+            with named(httpx.ReadTimeout, httpx.ReadError):
                 yield
         except BaseException:
             self.close()
             raise
-        self._over = True
-        self._reply.close()
-        if self._raw.connection is not None:
-            self._raw.connection.rested = time.monotonic()  # type: ignore[attr-defined]
-        self._raw.release_conn()
+        with self._guard:
+            self._over = True
+            self._reply.close()
+            if isinstance(self._raw.connection, Connection):
+                self._raw.connection.rested = time.monotonic()
+            self._raw.release_conn()
 
     def close(self) -> None:
         """Let go of the connection; one with unread bytes on it is of no further use and is closed."""
-        if not self._over:
-            self._over = True
-            self._raw.close()
-            self._raw.release_conn()
+        with self._guard:
+            if not self._over:
+                self._over = True
+                self._raw.close()
+                self._raw.release_conn()
+
+    def cut(self) -> None:
+        with self._guard, suppress(OSError):  # the other side may have gone already
+            if not self._over:
+                self._raw.shutdown()
 
 
 class PoolTransport(httpx.BaseTransport):
@@ -178,14 +137,15 @@ class PoolTransport(httpx.BaseTransport):
     ) -> None:
         self._make_tls, self._tls, self._guard = tls, cast("ssl.SSLContext | None", None), threading.Lock()
         options: dict[str, Any] = {"num_pools": 64, "maxsize": max_connections, "block": True, "retries": False}
-        self._forwards = proxy is not None
+        self._forwards, self._to_proxy = proxy is not None, "http"
         self._pools = urllib3.PoolManager(**options) if proxy is None else self._proxied(proxy, options)
-        self._pools.pool_classes_by_scheme = {"http": _Pool, "https": _SecurePool}
+        self._pools.pool_classes_by_scheme = POOLS
 
     def _proxied(self, proxy: str, options: dict[str, Any]) -> urllib3.ProxyManager:
         address = httpx.URL(proxy if "://" in proxy else f"http://{proxy}")
         if address.scheme not in ("http", "https"):
             raise UsageError(f"the proxy of the environment is {address.scheme}://; crucible can use http(s) proxies")
+        self._to_proxy = address.scheme
         said = f"{address.username}:{address.password}" if address.username else None
         return urllib3.ProxyManager(
             str(address.copy_with(userinfo=b"")),
@@ -196,20 +156,24 @@ class PoolTransport(httpx.BaseTransport):
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """Send it and read the head of the reply. Raises what httpx's own transport raises (httpx.TransportError)."""
-        url, repeatable = request.url, request.method in ("GET", "HEAD")
+        url = request.url
         if url.scheme not in ("http", "https") or not url.host:
             raise httpx.UnsupportedProtocol(f"no http:// or https:// address: {str(url)!r}")
-        with _named(httpx.WriteTimeout, httpx.ReadError):
+        with named(httpx.WriteTimeout, httpx.ReadError):
             while True:
                 try:
                     raw = self._send(request)
                     break
                 except urllib3.exceptions.ProtocolError as error:
-                    # every such failure takes one kept connection away, so the last one goes out on a new one
-                    if not (repeatable and isinstance(error.args[-1], _Stale)):
+                    # the pool now hands out the place of the failed one first: the next goes out on a new connection
+                    if (
+                        _framed(request)
+                        or request.method not in ("GET", "HEAD")
+                        or not isinstance(error.args[-1], Stale)
+                    ):
                         raise
-        body = _Body(raw, secure=url.scheme == "https" or self._forwards)
-        if wrong := _misframed(raw):
+        body = _Body(raw, secure="https" in (url.scheme, self._to_proxy))
+        if wrong := misframed(raw):
             body.close()
             raise httpx.RemoteProtocolError(wrong)
         return httpx.Response(
@@ -225,12 +189,11 @@ class PoolTransport(httpx.BaseTransport):
 
     def _send(self, request: httpx.Request) -> urllib3.HTTPResponse:
         url, wait = request.url, request.extensions.get("timeout", {})
-        secure = url.scheme == "https"
         pool = self._pools.connection_from_host(
             url.raw_host.decode("ascii"),
             url.port,
             url.scheme,
-            pool_kwargs={"ssl_context": self._context()} if secure else None,
+            pool_kwargs={"ssl_context": self._context()} if "https" in (url.scheme, self._to_proxy) else None,
         )
         headers = HTTPHeaderDict()
         for name, value in request.headers.raw:
@@ -238,14 +201,13 @@ class PoolTransport(httpx.BaseTransport):
         for unsaid in ("user-agent", "accept-encoding"):
             headers.setdefault(unsaid, SKIP_HEADER)  # else urllib3 sends its own
         target = url.raw_path.decode("ascii")
-        if self._forwards and not secure:
-            target = f"{url.scheme}://{url.netloc.decode('ascii')}{target}"
-        headers[_TARGET] = target
-        framed = "content-length" in request.headers or "transfer-encoding" in request.headers
+        if self._forwards and url.scheme == "http":
+            target = f"http://{url.netloc.decode('ascii')}{target}"
+        headers[TARGET] = target
         reply = pool.urlopen(
             request.method,
-            "/",
-            body=cast(Any, iter(cast(Iterable[bytes], request.stream))) if framed else None,
+            target,
+            body=cast(Any, iter(cast(Iterable[bytes], request.stream))) if _framed(request) else None,
             headers=headers,
             retries=False,
             redirect=False,
@@ -264,7 +226,10 @@ class PoolTransport(httpx.BaseTransport):
             return self._tls
 
     def close(self) -> None:
-        self._pools.clear()
+        pools = self._pools.pools
+        for pool in [pools[key] for key in pools.keys()]:  # noqa: SIM118 - it is no dict and cannot be iterated
+            pool.close()  # clear() alone leaves that to the garbage collector
+        pools.clear()
 
 
 def chunks(response: httpx.Response, buffer: bytearray | memoryview | None = None) -> Iterator[memoryview | bytes]:
@@ -278,6 +243,16 @@ def chunks(response: httpx.Response, buffer: bytearray | memoryview | None = Non
         return response.iter_bytes()
     # iter_raw without a chunk size: with one, httpx copies and halves its speed
     return body.views(buffer) if isinstance(body, _Body) and body.sized else response.iter_raw()
+
+
+def cut(response: httpx.Response) -> None:
+    """End a reading that waits in another thread: it gets an error at once, not when its timeout is over.
+
+    For a source that has been given up for another one. Does nothing to a reply that was read to its end.
+    """
+    body = response.extensions.get(_BODY)
+    if isinstance(body, _Body):
+        body.cut()
 
 
 def client(timeout_s: float, *, max_connections: int = 32, proxies: Mapping[str, str] | None = None) -> httpx.Client:
@@ -307,61 +282,12 @@ def peer_client() -> httpx.Client:
     return made
 
 
+def _framed(request: httpx.Request) -> bool:
+    """Does it have a body?"""
+    return "content-length" in request.headers or "transfer-encoding" in request.headers
+
+
 def _cut(left: int) -> httpx.RemoteProtocolError:
     return httpx.RemoteProtocolError(
         f"peer closed connection without sending complete message body ({left} bytes left)"
     )
-
-
-def _misframed(raw: urllib3.HTTPResponse) -> str:
-    """Why nobody can tell where this reply's body ends, or "". http.client would read on until the connection ends."""
-    reply = cast(http.client.HTTPResponse, raw._original_response)
-    if 100 <= raw.status < 200:
-        return f"unexpected status {raw.status}"
-    if raw.headers.get("transfer-encoding") and not reply.chunked:
-        return f"unknown Transfer-Encoding {raw.headers['transfer-encoding']!r}"
-    if raw.headers.get("content-length") and reply.length is None and not reply.chunked:
-        return f"wrong Content-Length {raw.headers['content-length']!r}"
-    return ""
-
-
-@contextmanager
-def _named(timed_out: type[httpx.TimeoutException], broken: type[httpx.NetworkError]) -> Iterator[None]:
-    """urllib3's, http.client's and the socket's errors as httpx's, by what was going on."""
-    try:
-        yield
-    except (
-        OSError,
-        ValueError,
-        http.client.HTTPException,
-        urllib3.exceptions.HTTPError,
-    ) as error:
-        raise _translated(error, timed_out, broken) from error
-
-
-def _translated(
-    error: Exception, timed_out: type[httpx.TimeoutException], broken: type[httpx.NetworkError]
-) -> httpx.TransportError | httpx.InvalidURL:
-    said = f"{type(error).__name__}: {error}"
-    match error:
-        case urllib3.exceptions.EmptyPoolError():
-            return httpx.PoolTimeout(said)
-        case urllib3.exceptions.ProxyError():
-            return httpx.ProxyError(said)
-        case urllib3.exceptions.NewConnectionError() | urllib3.exceptions.SSLError():
-            return httpx.ConnectError(said)
-        case urllib3.exceptions.ConnectTimeoutError():
-            return httpx.ConnectTimeout(said)
-        case urllib3.exceptions.ReadTimeoutError():
-            return httpx.ReadTimeout(said)
-        case urllib3.exceptions.LocationValueError():
-            return httpx.InvalidURL(said)
-        case urllib3.exceptions.ProtocolError(args=(_, Exception() as cause)):
-            return _translated(cause, timed_out, broken)
-        case TimeoutError():
-            return timed_out(said)
-        case OSError():
-            return broken(said)
-        case ValueError():
-            return httpx.LocalProtocolError(said)
-    return httpx.RemoteProtocolError(said)
