@@ -80,6 +80,7 @@ def prefetch(
     replicas: int = 1,
     address: str | None = None,
     nodes: int | None = None,
+    keep_raw: bool = False,
     endpoint: str | None = None,
     on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> JobReport:
@@ -87,6 +88,7 @@ def prefetch(
 
     `address` is a running cluster's (`auto` finds this machine's); without it, and without RAY_ADDRESS, Ray is embedded
     in this process and ends with it. `replicas` nodes will hold each shard; `nodes` limits how many take part.
+    `keep_raw` leaves the source files that this job downloads in the Hub cache of the node that brought them.
     `on_progress` is called a few times a second.
 
     Raises what `load_dataset` raises, and ClusterUnreachable.
@@ -96,7 +98,7 @@ def prefetch(
     settings = settings_with(Settings.from_env(), endpoint=endpoint)
     request = data_request(repo, config, split=split, revision=revision, columns=columns)
     with cluster(address or settings.ray_address) as embedded:
-        return _run_on_cluster(request, settings, embedded, replicas, nodes, on_progress)
+        return _run_on_cluster(request, settings, embedded, replicas, nodes, keep_raw, on_progress)
 
 
 def plan(
@@ -214,15 +216,17 @@ def _run_on_cluster(
     embedded: bool,
     replicas: int,
     nodes: int | None,
+    keep_raw: bool,
     on_progress: Callable[[Progress], None],
 ) -> JobReport:
     from crucible.workers.tasks import JobOptions
 
     ray = import_ray()
+    options = JobOptions.of(settings, keep_raw=keep_raw, revision=request.repo.revision)
     for life in range(COORDINATOR_LIVES):
         job = job_name(request)
         try:
-            return _one_job(job, request, settings, JobOptions.of(settings), embedded, replicas, nodes, on_progress)
+            return _one_job(job, request, settings, options, embedded, replicas, nodes, on_progress)
         except ray.exceptions.RayActorError as error:
             if life + 1 == COORDINATOR_LIVES:
                 raise ClusterError(f"job {job}: the coordinator died {COORDINATOR_LIVES} times ({error})") from error

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import ray as untyped_ray
 
+from crucible.cache.hubcache import HubCache
 from crucible.cache.store import Store
 from crucible.config import Settings, Token, node_settings
 from crucible.errors import ClusterError
+from crucible.hub.client import is_folder
 from crucible.refs import NodeId, ShardInfo, WorkItem
 from crucible.report import Counts, ItemResult, Tally, TransferEvent
 from crucible.workers.secret import load_secret
@@ -45,16 +47,25 @@ class JobOptions:
     connections: int
     stall_s: float
     mirrors: tuple[str, ...]
+    xet: bool
+    keep_raw: bool = False
+    """Keep the source files, in the Hub cache of the node that brings them."""
+    revision: str = ""
+    """What was asked for, which is what the Hub cache then says the commit is."""
 
     @classmethod
-    def of(cls, settings: Settings) -> JobOptions:
-        return cls(*(getattr(settings, name) for name in cls.__slots__))
+    def of(cls, settings: Settings, *, keep_raw: bool = False, revision: str = "") -> JobOptions:
+        shared = {name: getattr(settings, name) for name in _SHARED}
+        return cls(**shared, keep_raw=keep_raw, revision=revision)
 
     def on_this_node(self) -> Settings:
         """This node's settings with the job's options on top. The node's token stays only if it is for that Hub."""
         own = node_settings()
         token = own.token if own.endpoint == self.endpoint else None
-        return replace(own, token=token, **{name: getattr(self, name) for name in self.__slots__})
+        return replace(own, token=token, **{name: getattr(self, name) for name in _SHARED})
+
+
+_SHARED = tuple(field.name for field in fields(Settings) if field.name in JobOptions.__slots__)
 
 
 def this_node() -> NodeId:
@@ -84,11 +95,14 @@ def _run_item(item: WorkItem, options: JobOptions, job: str) -> ItemResult:
     """Do one item on whatever node this runs on. Retries are the coordinator's: it knows where else to go."""
     settings = settings_for(options, job)
     reporter = _Reporter(job)
-    place = Workplace(Store(settings.home), settings, this_node(), reporter.observe)
+    place = Workplace(Store(settings.home), settings, this_node(), reporter.observe, keep_raw=options.keep_raw)
     try:
-        return run_item(item, place)
+        result = run_item(item, place)
     finally:
         reporter.flush()
+    if options.keep_raw and not result.reused and not is_folder(item.repo.repo_id):
+        HubCache(settings.hub_cache).set_ref(item.repo, options.revision, item.repo.revision)
+    return result
 
 
 def _copy_shard(shard: ShardInfo, urls: tuple[str, ...], options: JobOptions) -> Counts:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 @options.replicas
 @options.address
 @click.option("--nodes", metavar="N", type=click.IntRange(min=1), help="Use at most this many nodes.")
+@click.option("--keep-raw", is_flag=True, help="Keep the downloaded files too, in the Hub cache.")
 @options.as_json
 @options.quiet
 def command(as_json: bool, quiet: bool, **request: Any) -> None:
@@ -73,6 +74,7 @@ def show(report: JobReport) -> None:
         ("shards", f"{shards:,}, {human(size)}"),
         ("from the Hub", _from_hub(report)),
         ("from this disk", human(counts.local_bytes) if counts.local_bytes else ""),
+        ("from the Hub cache", human(counts.cached_bytes) if counts.cached_bytes else ""),
         ("from peers", human(counts.peer_bytes) if counts.peer_bytes else ""),
         ("requests", f"{counts.requests:,} to the Hub" if counts.requests else ""),
         ("retries", f"{counts.retries:,}" if counts.retries else ""),
