@@ -1,4 +1,4 @@
-"""Where bytes come from: the Hub, a peer's agent, a folder on this disk. One protocol: `download` sees no difference.
+"""Where bytes come from: the Hub or a mirror of it, a peer's agent. One protocol: `download` sees no difference.
 
 A source opens a file at an offset and says where its bytes really begin. It raises `Refusal` for what may pass, and a
 typed error for what will not. It decides nothing about other sources.
@@ -11,8 +11,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
-from itertools import takewhile
-from pathlib import Path
 from typing import Protocol
 from urllib.parse import urljoin
 
@@ -184,28 +182,3 @@ class PeerSource:
 
     def count(self, size: int) -> None:
         self._tally.add(peer_bytes=size)
-
-
-class FolderSource:
-    """A repo that is a folder on this disk."""
-
-    def __init__(self, folder: Path, tally: Tally) -> None:
-        self.name = str(folder)
-        self._folder, self._tally = folder, tally
-
-    @contextmanager
-    def open(self, file: SourceFile, start: int, stop: int) -> Iterator[Body]:
-        try:
-            source = (self._folder / file.path).open("rb")
-        except OSError as error:
-            raise Refusal(404, {}, f"{error.strerror}: {error.filename}") from error
-        with source:
-            source.seek(start)
-            chunks = (source.read(min(1 << 20, stop - at)) for at in range(start, stop, 1 << 20))
-            yield Body(start, takewhile(len, chunks))
-
-    def refused(self, file: SourceFile, refusal: Refusal) -> Exception:
-        return SourceUnavailable(file.path, self.name, refusal.reason)
-
-    def count(self, size: int) -> None:
-        self._tally.add(local_bytes=size)

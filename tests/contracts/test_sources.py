@@ -1,4 +1,4 @@
-"""What `download` relies on in every source of bytes: the Hub (LFS and regular files), a peer's agent, a folder."""
+"""What `download` relies on in every source of bytes: the Hub (LFS and regular files), a mirror, a peer's agent."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from crucible.hub.http import HubHttp, Refusal
 from crucible.refs import NodeId, RepoRef, SourceFile
 from crucible.report import Tally
 from crucible.workers.serve import AgentServer
-from crucible.workers.sources import FolderSource, HubSource, PeerSource, Source
+from crucible.workers.sources import HubSource, PeerSource, Source
 from tests.hubserver.faults import FaultyHub
 
 DATA = bytes(range(256)) * 300
@@ -89,9 +89,3 @@ class TestPeer(SourceContract):
         stack.callback(agent.close)
         file = SourceFile(key, len(DATA), hashlib.sha256(DATA).hexdigest(), lfs=True)
         return PeerSource(agent.url, "secret", tally, timeout_s=5), file
-
-
-class TestFolder(SourceContract):
-    def place(self, stack: ExitStack, folder: Path, tally: Tally) -> tuple[Source, SourceFile]:
-        (folder / "data.bin").write_bytes(DATA)
-        return FolderSource(folder, tally), SourceFile("data.bin", len(DATA), "0" * 64, lfs=True)
