@@ -231,6 +231,8 @@ class Silence:
         if now < self._next:
             return False
         self._next = now + beat
+        if holder.owner is None:
+            return True  # killed, or worse, before it wrote its name; so it has no bytes either
         return now - self._since > LEASE_S or disk_time(self._root) - holder.mtime > LEASE_S
 
 
