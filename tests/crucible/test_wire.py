@@ -207,6 +207,10 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def trusting(certificate: Path) -> ssl.SSLContext:
+    return ssl.create_default_context(cafile=str(certificate))
+
+
 def served_by(certificate: Path) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
@@ -216,14 +220,14 @@ def served_by(certificate: Path) -> ssl.SSLContext:
 def test_tls_is_made_once_when_it_is_first_needed(certificate: Path) -> None:
     made: list[ssl.SSLContext] = []
 
-    def trusting() -> ssl.SSLContext:
-        made.append(ssl.create_default_context(cafile=str(certificate)))
+    def counted() -> ssl.SSLContext:
+        made.append(trusting(certificate))
         return made[-1]
 
     with (
         Wired(content) as plain,
         Wired(content, tls=served_by(certificate)) as server,
-        httpx.Client(transport=wire.PoolTransport(tls=trusting)) as http,
+        httpx.Client(transport=wire.PoolTransport(tls=counted)) as http,
     ):
         assert read(http, plain.url) == BODY
         assert made == []
@@ -238,9 +242,23 @@ def test_a_certificate_nobody_vouches_for_is_a_connect_error(http: httpx.Client,
         http.get(server.url)
 
 
+def test_a_reading_over_tls_can_be_cut_and_hands_out_nothing_that_is_encrypted(certificate: Path) -> None:
+    with (
+        Wired(content, tls=served_by(certificate)) as server,
+        httpx.Client(transport=wire.PoolTransport(tls=partial(trusting, certificate))) as http,
+        http.stream("GET", server.url) as reply,
+    ):
+        pieces = wire.chunks(reply, bytearray(4096))
+        first = bytes(next(pieces))
+        wire.cut(reply)
+        got, error = until_error(pieces)
+        assert isinstance(error, httpx.TransportError)
+        assert BODY.startswith(first + got)
+
+
 @pytest.mark.parametrize("handler", [cut_in_body, stall_in_body], ids=["cut", "stall"])
 def test_a_broken_body_is_found_out_over_tls(certificate: Path, handler: Callable[[Talk], None]) -> None:
-    transport = wire.PoolTransport(tls=lambda: ssl.create_default_context(cafile=str(certificate)))
+    transport = wire.PoolTransport(tls=partial(trusting, certificate))
     expected = httpx.RemoteProtocolError if handler is cut_in_body else httpx.ReadTimeout
     with (
         Wired(handler, tls=served_by(certificate)) as server,
@@ -262,31 +280,55 @@ def test_a_proxy_gets_the_whole_address_and_its_password() -> None:
 
 
 def test_https_goes_through_a_tunnel(certificate: Path) -> None:
-    with Wired(content, tls=served_by(certificate)) as server:
-
-        def tunnel(talk: Talk) -> None:
-            talk.send(b"HTTP/1.1 200 Connection established\r\n\r\n")
-            with socket.create_connection(("127.0.0.1", server.port), timeout=20) as far:
-                back = threading.Thread(target=pump, args=(far, talk.connection))
-                back.start()
-                pump(talk.connection, far)
-                back.join()
-            raise Hangup
-
-        with Wired(tunnel) as proxy:
-            transport = wire.PoolTransport(
-                proxy=proxy.url, tls=lambda: ssl.create_default_context(cafile=str(certificate))
-            )
-            with httpx.Client(transport=transport) as http:
-                assert read(http, server.url) == read(http, server.url) == BODY
-            assert proxy.heads == [proxy.heads[0]]
-            assert proxy.heads[0].startswith(f"CONNECT 127.0.0.1:{server.port} ")
+    with (
+        Wired(content, tls=served_by(certificate)) as server,
+        Wired(partial(tunnel, port=server.port)) as proxy,
+        httpx.Client(transport=wire.PoolTransport(proxy=proxy.url, tls=partial(trusting, certificate))) as http,
+    ):
+        assert read(http, server.url) == read(http, server.url) == BODY
+        assert len(proxy.heads) == 1
+        assert proxy.heads[0].startswith(f"CONNECT 127.0.0.1:{server.port} ")
 
 
-def pump(source: socket.socket, target: socket.socket) -> None:
+def test_a_stall_within_a_tls_record_costs_only_that_record(certificate: Path) -> None:
+    with (
+        Wired(content, tls=served_by(certificate)) as server,
+        Wired(partial(tunnel, port=server.port, most=1_000_000)) as proxy,
+        httpx.Client(transport=wire.PoolTransport(proxy=proxy.url, tls=partial(trusting, certificate))) as http,
+        http.stream("GET", server.url, timeout=1) as reply,
+    ):
+        got, error = until_error(wire.chunks(reply))
+        assert isinstance(error, httpx.ReadTimeout)
+        assert BODY.startswith(got)
+        assert len(got) > 1_000_000 - 2 * 16384 - 4000  # the handshake, the framing and a record
+
+
+def until_error(pieces: Iterator[memoryview | bytes]) -> tuple[bytes, Exception | None]:
+    got = bytearray()
+    try:
+        for chunk in pieces:
+            got += chunk
+    except httpx.TransportError as error:
+        return bytes(got), error
+    return bytes(got), None
+
+
+def tunnel(talk: Talk, port: int, most: int = 1 << 40) -> None:
+    """What a proxy does for CONNECT; of what comes back it passes on `most` bytes and swallows the rest."""
+    talk.send(b"HTTP/1.1 200 Connection established\r\n\r\n")
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as far:
+        back = threading.Thread(target=pump, args=(far, talk.connection, most))
+        back.start()
+        pump(talk.connection, far)
+        back.join()
+    raise Hangup
+
+
+def pump(source: socket.socket, target: socket.socket, most: int = 1 << 40) -> None:
     try:
         while data := source.recv(65536):
-            target.sendall(data)
+            target.sendall(data[:most])
+            most -= min(len(data), most)
         target.shutdown(socket.SHUT_WR)
     except OSError:
         pass
@@ -304,5 +346,6 @@ def test_a_proxy_that_refuses_is_a_proxy_error() -> None:
 def test_a_proxy_without_a_scheme_is_http_and_socks_is_refused_by_name() -> None:
     with Wired(content) as proxy, wire.client(5.0, proxies={"http": f"127.0.0.1:{proxy.port}"}) as http:
         assert read(http, "http://data.test/") == BODY
-    with pytest.raises(UsageError, match="socks5"):
-        wire.client(5.0, proxies={"https": "socks5://127.0.0.1:1080"})
+    for wrong in ("socks5://127.0.0.1:1080", "http://", "http://[::"):
+        with pytest.raises(UsageError, match="HTTPS_PROXY"):
+            wire.client(5.0, proxies={"https": wrong})
