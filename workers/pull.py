@@ -2,8 +2,9 @@
 
 The revision is pinned, the commit listed once (and never again: the listing stays in the cache), and every wanted file
 is brought by `download.bring`: small ones many at once, big ones by ranges, each verified against the listing's hash
-before it can be seen. Order on disk: listing, blobs, links, and last the ref; so a killed pull leaves files that are
-right, a snapshot that the official client knows to be incomplete, and the ref where it was. The next one goes on there.
+before it can be seen. Many small files that git has come in one pack. Order on disk: listing, blobs, links, and last
+the ref; so a killed pull leaves files that are right, a snapshot that the official client knows to be incomplete, and
+the ref where it was. The next one goes on there.
 
 A file that does not come does not stop the others: they are kept and PullIncomplete names it. What stops everything is
 an error of the repo or of the disk, or `GIVE_UP_AFTER` failures in a row.
@@ -13,27 +14,31 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Literal
 
+from crucible.cache.blobs import SMALL_BYTES
 from crucible.cache.hubcache import HubCache
 from crucible.cache.store import Store
 from crucible.config import Settings
 from crucible.errors import EntryNotFound, OfflineMode, PullIncomplete, TransferError, UnsafePath, UsageError
 from crucible.hub.cached import CachedRepo
 from crucible.hub.client import HubRepo, is_folder
+from crucible.hub.gitpack import worth_a_pack
 from crucible.hub.http import HubHttp
 from crucible.refs import NodeId, RepoRef, SourceFile, safe_repo_path
 from crucible.report import Counts, Progress, Tally, TransferEvent
 from crucible.workers.cached import is_right
 from crucible.workers.download import DownloadOptions, bring
+from crucible.workers.packed import bring_packed
 from crucible.workers.sources import Source
 from crucible.workers.work import Workplace, hub_sources
-from crucible.workers.xet import xet_source
+from crucible.workers.xet import having
 
 SMALL_AT_ONCE = 16
 """Files of at most one range in flight together: enough to hide a round trip behind the others."""
@@ -110,13 +115,10 @@ def pull(
             raise UsageError(f"{repo}: none of its {len(listing):,} files is wanted by these patterns")
         files = [file for file in listing if file.path in paths]
         place = Workplace(Store(settings.home), settings, NodeId("local"))
-        hubs = hub_sources(pinned, place, tally, stack)
-        xet = stack.enter_context(xet_source(http, pinned, cache.blobs(pinned).root))
-
-        def sources(file: SourceFile) -> Sequence[Source]:
-            return [xet, *hubs] if xet is not None and file.xet_hash else hubs
-
+        sources = hub_sources(pinned, place, tally, stack, cache.blobs(pinned).root)
         work = _Pull(pinned, settings, cache, tally, sources, verify=verify, on_progress=on_progress)
+        if not settings.mirrors:  # they are asked before the Hub, and have files only
+            work.pack = partial(bring_packed, http, pinned, listing=listing, folder=cache.blobs(pinned).root)
         work.run(files)
         cache.set_ref(repo, repo.revision, pinned.revision)
     return PullReport(
@@ -180,7 +182,7 @@ class _Pull:
         settings: Settings,
         cache: HubCache,
         tally: Tally,
-        sources: Callable[[SourceFile], Sequence[Source]],
+        sources: Sequence[Source],
         *,
         verify: bool,
         on_progress: Callable[[Progress], None],
@@ -198,6 +200,8 @@ class _Pull:
         self._problems: dict[str, str] = {}
         self.reused_files = self.reused_bytes = 0
         self.replaced: list[str] = []
+        self.pack: Callable[..., None] | None = None
+        """`bring_packed`, where it may be used."""
 
     def run(self, files: Sequence[SourceFile]) -> None:
         """Bring what is not here. Raises OfflineMode, PullIncomplete, or what stopped it."""
@@ -208,7 +212,8 @@ class _Pull:
         big = [group for group in groups.values() if group[0].size > self._settings.part_bytes]
         small = [group for group in groups.values() if group[0].size <= self._settings.part_bytes]
         # threads that take the next of a shared row: a million files are never a million futures
-        rows = [_Row(big)] * min(len(big), BIG_AT_ONCE) + [_Row(small)] * min(len(small), SMALL_AT_ONCE)
+        rows = [_Row(big)] * min(len(big), BIG_AT_ONCE)
+        rows += [_Row(self._packed_first(small))] * min(len(small), SMALL_AT_ONCE)
         with ThreadPoolExecutor(len(rows) or 1, thread_name_prefix="crucible-pull") as pool:
             futures = [pool.submit(self._take, row) for row in rows]
             try:
@@ -233,6 +238,33 @@ class _Pull:
             self._stop.set()
             raise
 
+    def _packed_first(self, groups: Sequence[list[SourceFile]]) -> Iterator[list[SourceFile]]:
+        """The groups that are to be brought one by one: all, or those that no pack can have, then those it had not."""
+        left = {group[0].oid: group for group in groups if self._fits_a_pack(group)}
+        if self.pack is None or not worth_a_pack([group[0] for group in left.values()]):
+            yield from groups
+            return
+        yield from (group for group in groups if group[0].oid not in left)
+
+        def keep(file: SourceFile, data: bytes) -> None:
+            self._blobs.put(file, data)
+            group = left.pop(file.oid)
+            with self._lock:
+                self._bytes += sum(file.size for file in group)
+            self._show(group)
+
+        with suppress(OSError):  # a folder that cannot be is told of where the first file goes into it
+            self._blobs.root.mkdir(parents=True, exist_ok=True)
+        self.pack([group[0] for group in left.values()], keep=keep, stopped=self._stop.is_set)
+        yield from left.values()
+
+    def _fits_a_pack(self, group: list[SourceFile]) -> bool:
+        """True for small regular files that are not here."""
+        first = group[0]
+        if self._settings.offline or first.lfs or first.size >= SMALL_BYTES:
+            return False
+        return any(self._cache.find(self._repo, file) is None for file in group)
+
     def _one(self, group: list[SourceFile]) -> None:
         if self._is_here(group):
             with self._lock:
@@ -245,6 +277,10 @@ class _Pull:
             return
         elif not self._bring(group):
             return
+        self._show(group)
+
+    def _show(self, group: list[SourceFile]) -> None:
+        """Its content is here: let the snapshot have it, and count it."""
         for file in group:
             self._cache.link(self._repo, file)
         with self._lock:
@@ -280,7 +316,7 @@ class _Pull:
                 self._tell("items")
 
         try:
-            bring(first, self._sources(first), self._blobs, self._options, self._tally, observe)
+            bring(first, having(first, self._sources), self._blobs, self._options, self._tally, observe)
         except UnsafePath:
             raise
         except (TransferError, EntryNotFound) as error:

@@ -79,12 +79,14 @@ def fetch_blobs(
     sink: Sink,
     *,
     folder: Path | None = None,
+    on_bytes: Callable[[int], None] = lambda _: None,
 ) -> list[SourceFile]:
     """Bring `wanted`, regular files of a pinned commit whose files are `listing`; what did not come is returned.
 
     `sink` is called in this thread, once for each oid, with bytes that hash to it; the view is good during the call.
-    The pack lies in a nameless file in `folder` (None: the system's) meanwhile. Raises SourceUnavailable for whatever
-    makes plain requests the better way, OfflineMode, and what the sink raises.
+    The pack lies in a nameless file in `folder` (None: the system's) meanwhile; `on_bytes` hears of its bytes as they
+    arrive. Raises SourceUnavailable for whatever makes plain requests the better way, OfflineMode, and what the two
+    callables raise.
     """
     missing = {file.oid: file for file in wanted if not file.lfs}
     exchange, limits = _Exchange(http, repo), pack_limits(listing)
@@ -92,7 +94,7 @@ def fetch_blobs(
         try:
             request = exchange.request(list(missing.values()), listing)
             stream = stack.enter_context(tempfile.TemporaryFile(dir=folder))
-            cut = exchange.receive(request, stream, limits)
+            cut = exchange.receive(request, stream, limits, on_bytes)
         except Refusal as refused:
             raise exchange.unavailable(refused.reason) from refused
         except FramingError as error:
@@ -175,7 +177,9 @@ class _Exchange:
                 self._http.pause(refused, number)
         return attempt()
 
-    def receive(self, request: tuple[int, bytes], stream: IO[bytes], limits: PackLimits) -> bool:
+    def receive(
+        self, request: tuple[int, bytes], stream: IO[bytes], limits: PackLimits, on_bytes: Callable[[int], None]
+    ) -> bool:
         """Write the pack to `stream`; True if the connection broke before its end."""
         version, body = request
 
@@ -187,11 +191,13 @@ class _Exchange:
             }
             with self._http.stream(f"{self._url}/git-upload-pack", headers, method="POST", content=body) as response:
                 self._check(response, "result")
-                return self._write(response, version, stream, limits.size)
+                return self._write(response, version, stream, limits.size, on_bytes)
 
         return self._patiently(attempt)
 
-    def _write(self, response: httpx.Response, version: int, stream: IO[bytes], most: int) -> bool:
+    def _write(
+        self, response: httpx.Response, version: int, stream: IO[bytes], most: int, on_bytes: Callable[[int], None]
+    ) -> bool:
         came = 0
         try:
             for piece in pack_of(Packets(response.iter_bytes()), version):
@@ -199,6 +205,7 @@ class _Exchange:
                 if came > most:
                     raise self.unavailable(f"its pack has more than {most:,} bytes, which cannot be this commit")
                 stream.write(piece)
+                on_bytes(len(piece))
         except (httpx.TransportError, FramingError):
             if not came:
                 raise

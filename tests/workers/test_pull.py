@@ -275,6 +275,7 @@ def test_a_hub_that_is_down_is_not_asked_for_every_file(hub: FaultyHub, monkeypa
     monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
     monkeypatch.setenv("CRUCIBLE_TRIES", "1")
     hub.add("status", path="*/resolve/*", status=503)
+    hub.add("status", path="*.git/*", status=503)
     with pytest.raises(errors.PullIncomplete, match="300 files did not come"):
         pulled()
     assert len(hub.requests("*/resolve/*")) < 4 * GIVE_UP_AFTER
