@@ -29,6 +29,7 @@ from crucible.workers.cached import cached_copy, is_right
 from crucible.workers.convert import convert, schema_of_item
 from crucible.workers.download import DownloadOptions, Spare, bring
 from crucible.workers.sources import HubSource, PeerSource, Source
+from crucible.workers.xet import having, xet_source
 
 FILES_AT_ONCE = 16
 """Small files of one item in flight together: enough to hide a round trip of 20 ms behind the others. A file holds at
@@ -161,13 +162,15 @@ def _bring(item: WorkItem, place: Workplace, folder: Path, tally: Tally) -> list
     blobs = cache.blobs(item.repo) if place.keep_raw else place.store.raw
     options = DownloadOptions.of(settings, spare=place.spare)
     with ExitStack() as stack:
-        sources = hub_sources(item.repo, place, tally, stack)
+        sources = hub_sources(item.repo, place, tally, stack, blobs.root)
 
         def get(number: int, file: SourceFile) -> _Brought:
             if (path := cached_copy(cache, item.repo, file, tally)) is not None:
                 place.observe(TransferEvent("progress", file.path, file.size, source=str(path)))
+                if place.keep_raw:
+                    cache.link(item.repo, file)
                 return _Brought(file, path, seen=_stamp(path))
-            path = bring(file, sources, blobs, options, tally, place.observe)
+            path = bring(file, having(file, sources), blobs, options, tally, place.observe)
             if place.keep_raw:
                 cache.link(item.repo, file)
                 return _Brought(file, path)
@@ -184,8 +187,11 @@ def _bring(item: WorkItem, place: Workplace, folder: Path, tally: Tally) -> list
                 raise
 
 
-def hub_sources(repo: RepoRef, place: Workplace, tally: Tally, stack: ExitStack) -> list[Source]:
-    """Where a repo's files come from, cheapest first: mirrors, then the Hub. Their connections close with `stack`."""
+def hub_sources(repo: RepoRef, place: Workplace, tally: Tally, stack: ExitStack, scratch: Path) -> list[Source]:
+    """Where a repo's files come from, cheapest first: mirrors, Xet storage, the Hub. They close with `stack`.
+
+    `having` says which of them may have a file. `scratch` is a folder on the disk that the files are for.
+    """
     settings = place.settings
     # a mirror is another origin: it never gets the token
     hubs = [
@@ -196,6 +202,8 @@ def hub_sources(repo: RepoRef, place: Workplace, tally: Tally, stack: ExitStack)
         http = HubHttp(hub, tally, governor=place.governor.at(hub) if place.governor else None)
         stack.callback(http.close)
         sources.append(HubSource(http, repo))
+    if (xet := stack.enter_context(xet_source(http, repo, scratch))) is not None:
+        sources.insert(-1, xet)
     return sources
 
 

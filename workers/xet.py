@@ -17,20 +17,23 @@ was never seen: none can be reached from where this was written.
 from __future__ import annotations
 
 import secrets
+import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, cast
+from urllib.parse import urlsplit
 
 from crucible.config import Token
 from crucible.errors import SourceUnavailable
-from crucible.hub.http import HubHttp, Refusal, user_agent
+from crucible.hub.http import HubHttp, Refusal, origin, user_agent
 from crucible.refs import RepoRef, SourceFile, is_oid
-from crucible.workers.sources import Body
+from crucible.workers.sources import Body, Source
 
 TOKEN_LIMIT = 1 << 20
 """Bytes of a reply that carries a token; a few hundred are usual."""
@@ -84,6 +87,11 @@ def xet_source(http: HubHttp, repo: RepoRef, scratch: Path) -> Iterator[XetSourc
         yield source
     finally:
         source.close()
+
+
+def having(file: SourceFile, sources: Sequence[Source]) -> Sequence[Source]:
+    """Those of `sources` that may have `file`: Xet storage only where the listing said so."""
+    return sources if file.xet_hash else [source for source in sources if not isinstance(source, XetSource)]
 
 
 class XetSource:
@@ -164,6 +172,7 @@ class XetSource:
         with self._token_lock:
             if self._access is None or self._access.expires <= time.time() + EARLY_S:
                 self._access = read_access(self._http, self._repo)
+                _reach(self._access.url, self._http.settings.timeout_s)
             _lend(self._access, url, headers)
         xet_get(
             incomplete_path=path,
@@ -196,6 +205,15 @@ class _Mute:
         if name.startswith("__"):
             raise AttributeError(name)
         return lambda *_, **__: None
+
+
+def _reach(url: str, timeout_s: float) -> None:
+    """Raise OSError when nobody answers at the storage server's address: `hf_xet` tried a dead one for 239 s here."""
+    parts = urlsplit(url)
+    if parts.scheme in urllib.request.getproxies():
+        return  # it may be reached through the proxy only
+    with socket.create_connection((parts.hostname or "", origin(url)[2]), timeout=timeout_s):
+        pass
 
 
 def _lend(access: XetAccess, url: str, headers: dict[str, str]) -> None:
