@@ -66,9 +66,9 @@ class _Body(httpx.SyncByteStream):
             held = len(stream.peek(1))  # what came in one packet with the headers
             ready = select.poll()
             ready.register(stream.fileno(), select.POLLIN)
-            # Profiled: 93 % of this loop with a pwrite is recv_into and pwrite. One recv brings what the kernel holds, 70 KiB
-            # to 1 MiB on loopback; to wait for more (MSG_WAITALL), to read before polling, a buffer of 256 KiB or 4 MiB,
-            # a larger SO_RCVBUF: none was faster beyond the noise, alone or in 8 threads. So: one call, no more.
+            # Profiled: 93 % of this loop with a pwrite is recv_into and pwrite. One recv brings what the kernel holds,
+            # 70 KiB to 1 MiB on loopback. To wait for more (MSG_WAITALL), to read before polling, a buffer of 256 KiB
+            # or 4 MiB, a larger SO_RCVBUF: none was faster beyond the noise, alone or in 8 threads. So one call does.
             while left:
                 size, failed = min(len(room), left), None
                 if held:

@@ -78,7 +78,7 @@ FRAMES = ("length", "chunked", "close")
 
 
 def framed(talk: Talk, body: bytes, cuts: list[int], frame: str, packed: bool) -> None:
-    wire_body = gzip.compress(body) if packed else body
+    wire_body = gzip.compress(body, mtime=0) if packed else body
     edges = sorted({0, len(wire_body), *(cut % (len(wire_body) + 1) for cut in cuts)})
     pieces = [wire_body[start:stop] for start, stop in pairwise(edges)]
     head = "HTTP/1.1 200 OK\r\n" + ("Content-Encoding: gzip\r\n" if packed else "")
@@ -102,7 +102,7 @@ def desk() -> Iterator[tuple[Wired, httpx.Client, httpx.Client]]:
 
 
 @given(
-    body=st.binary(max_size=5000) | st.integers(0, 300_000).map(lambda size: BODY[:size]),
+    size=st.integers(0, 300_000),
     cuts=st.lists(st.integers(0, 300_000), max_size=6),
     frame=st.sampled_from(FRAMES),
     packed=st.booleans(),
@@ -110,9 +110,10 @@ def desk() -> Iterator[tuple[Wired, httpx.Client, httpx.Client]]:
 )
 @settings(max_examples=60, deadline=None)
 def test_the_bytes_are_those_that_httpx_reads(
-    desk: tuple[Wired, httpx.Client, httpx.Client], body: bytes, cuts: list[int], frame: str, packed: bool, room: int
+    desk: tuple[Wired, httpx.Client, httpx.Client], size: int, cuts: list[int], frame: str, packed: bool, room: int
 ) -> None:
     server, ours, plain = desk
+    body = BODY[:size]  # any bytes will do; as an example of hypothesis's they would be too long to print
     server.handler = partial(framed, body=body, cuts=cuts, frame=frame, packed=packed)
     with ours.stream("GET", server.url) as reply:
         viewed = b"".join(bytes(chunk) for chunk in wire.chunks(reply, bytearray(max(room, len(body) // 50 + 1))))

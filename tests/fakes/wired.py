@@ -66,7 +66,7 @@ class Talk:
         raise Hangup
 
 
-@dataclass
+@dataclass(repr=False)
 class Wired:
     """Runs `handler` for each request, a thread a connection. `Hangup` closes the connection, a return keeps it."""
 
