@@ -21,15 +21,17 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from crucible.cache.store import Store
 from crucible.cluster.catalog import Catalog
-from crucible.cluster.drive import as_crucible_error, cached_report, may_pass, run_job
+from crucible.cluster.drive import as_crucible_error, cached_report, may_pass, run_job, with_waiting
 from crucible.cluster.prepare import Prepared, prepare, remember
 from crucible.cluster.track import CopyShard, RunItem
 from crucible.config import Token, node_settings
 from crucible.errors import AgentUnavailable, ClusterError, CrucibleError
+from crucible.hub.governor import Governor
 from crucible.manifest import Manifest
 from crucible.refs import DataRequest, NodeId, WorkItem
 from crucible.report import Counts, ItemResult, JobReport, Progress, Tally
 from crucible.workers.daemon import Agent
+from crucible.workers.governing import cluster_governor
 from crucible.workers.secret import ensure_secret
 from crucible.workers.tasks import (
     COORDINATOR,
@@ -55,6 +57,7 @@ class _Job:
     progress: Progress
     request: DataRequest
     token: Token | None = field(repr=False)
+    governor: Governor | None = None
     arrived: int = 0
     report: JobReport | None = None
     error: CrucibleError | None = None
@@ -184,7 +187,11 @@ class CoordinatorCore:
         work.start()
 
     def progress(self, job: str) -> Progress:
-        return self._jobs[job].progress
+        """How far a job is, and how much longer the Hub wants it to wait."""
+        record = self._jobs[job]
+        if record.governor is None or record.ended.is_set():
+            return record.progress
+        return with_waiting(record.progress, record.governor.waiting())
 
     def result(self, job: str, wait_s: float) -> JobReport | CrucibleError | None:
         """The report, the error it failed with (returned, so that its type survives), or None while it runs."""
@@ -203,8 +210,9 @@ class CoordinatorCore:
         began = time.monotonic()
         try:
             settings = replace(options.on_this_node(), token=record.token)
+            governor = record.governor = cluster_governor(settings)
             tally = Tally()
-            prepared = prepare(request, settings, self._store, tally)
+            prepared = prepare(request, settings, self._store, tally, governor=governor)
             self.ensure_agents()
             self.rebuild_catalog()
             if prepared.cached and self._all_held(prepared.manifests, replicas):
@@ -213,7 +221,7 @@ class CoordinatorCore:
                 record.progress = Progress(job, "finished")
                 return
             if prepared.cached:  # the manifest is known but shards of it are gone: make them again
-                prepared = prepare(request, settings, self._store, tally, again=True)
+                prepared = prepare(request, settings, self._store, tally, again=True, governor=governor)
             executor = RayExecutor(self, options, job, nodes)
             manifests, report = run_job(
                 job,

@@ -33,6 +33,7 @@ from crucible.cluster.track import (
 )
 from crucible.errors import ClusterError, CrucibleError, SourceUnavailable, StoreError
 from crucible.features import dump_features, features_of, unify
+from crucible.hub.governor import Waiting
 from crucible.manifest import Manifest, pack_schema
 from crucible.refs import NodeId, ShardInfo, WorkItem
 from crucible.report import Counts, ItemResult, JobReport, Progress, SplitReport
@@ -110,10 +111,13 @@ def run_job(
     prefer: Callable[[WorkItem], NodeId | None] = lambda _: None,
     observe: Callable[[Progress], None] = lambda _: None,
     arrived: Callable[[], int] = lambda: 0,
+    waiting: Callable[[], Waiting | None] = lambda: None,
     offset_s: float = 0.0,
     metadata: Counts = NOTHING,
 ) -> tuple[tuple[Manifest, ...], JobReport]:
     """Do all items of a prepared request, and build the manifests. Raises the first error that would not pass.
+
+    `waiting` is the governor's, for the countdown in the progress.
 
     `prefer` names a node that has an item done already. `observe` gets the progress about once a second; `arrived` says
     how many source bytes came so far.
@@ -123,7 +127,7 @@ def run_job(
     total = sum(item.size for item in items)
     found = {item.index: node for item in items if (node := prefer(item)) is not None}
     state = JobState(items, executor.nodes(), limit_bytes, replicas, prefer=found)
-    waiting: dict[Future[Any], Command] = {}
+    running: dict[Future[Any], Command] = {}
     copied = Counts()
     copies = 0
     state, commands = apply(state, Started())
@@ -131,9 +135,9 @@ def run_job(
         for command in commands:
             match command:
                 case RunItem():
-                    waiting[executor.run(command)] = command
+                    running[executor.run(command)] = command
                 case CopyShard():
-                    waiting[executor.copy(command)] = command
+                    running[executor.copy(command)] = command
                 case Fail(error):
                     observe(Progress(job, "failed", len(state.done), len(items), arrived(), total))
                     raise error
@@ -142,8 +146,8 @@ def run_job(
                     report = job_report(job, prepared, manifests, state, metadata + copied, time.monotonic() - began)
                     observe(Progress(job, "finished", len(items), len(items), total, total))
                     return manifests, replace(report, copies=copies)
-        done, _ = wait(waiting, timeout=TICK_S, return_when=FIRST_COMPLETED)
-        events = [_event(waiting.pop(future), future, executor) for future in done]
+        done, _ = wait(running, timeout=TICK_S, return_when=FIRST_COMPLETED)
+        events = [_event(running.pop(future), future, executor) for future in done]
         for event, future in zip(events, done, strict=True):
             if isinstance(event, CopyDone):
                 copied, copies = copied + future.result(), copies + 1
@@ -156,7 +160,16 @@ def run_job(
             commands += more
         phase = "items" if state.phase == "new" else state.phase
         retried = sum(state.failures.values())
-        observe(Progress(job, phase, len(state.done), len(items), min(total, arrived()), total, retried))
+        progress = Progress(job, phase, len(state.done), len(items), min(total, arrived()), total, retried)
+        observe(with_waiting(progress, waiting()))
+
+
+def with_waiting(progress: Progress, waiting: Waiting | None) -> Progress:
+    """A running job's progress with the wait that the Hub asked for, if somebody waits."""
+    if waiting is None or progress.phase in ("finished", "failed"):
+        return progress
+    left = max(0.0, waiting.until - time.monotonic())
+    return replace(progress, waiting_s=left, waiting_for=f"{waiting.bucket}, {waiting.reason}")
 
 
 def _event(command: Command, future: Future[Any], executor: Executor) -> Event:

@@ -119,6 +119,10 @@ class Progress:
     bytes: int = 0
     retries: int = 0
     """Items that had to be started again."""
+    waiting_s: float = 0.0
+    """How much longer the Hub asked to be left alone; 0 when nobody waits for it. Like the next, not monotone."""
+    waiting_for: str = ""
+    """What is waited for: `resolvers, 0 of 3000 left`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ from crucible.config import Settings, Token, check_endpoint
 from crucible.dataset import Dataset, DatasetDict, IterableDataset
 from crucible.errors import ClusterError, CrucibleError, ManifestError, UsageError
 from crucible.hub.client import repo_ref
+from crucible.hub.governor import local_governor
 from crucible.manifest import Manifest
 from crucible.reach import listens
 from crucible.refs import DataRequest, RepoType
@@ -196,6 +197,7 @@ def local_job(
             executor,
             limit_bytes=settings.inflight_bytes,
             observe=on_progress,
+            waiting=local_governor(settings).waiting,
             offset_s=time.monotonic() - began,
             metadata=tally.counts,
         )

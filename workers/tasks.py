@@ -20,12 +20,13 @@ from crucible.errors import ClusterError
 from crucible.hub.client import is_folder
 from crucible.refs import NodeId, ShardInfo, WorkItem
 from crucible.report import Counts, ItemResult, Tally, TransferEvent
+from crucible.workers.governing import NAMESPACE as NAMESPACE
+from crucible.workers.governing import cluster_governor
 from crucible.workers.secret import load_secret
 from crucible.workers.work import Workplace, copy_shard, run_item
 
 ray: Any = untyped_ray  # its annotations know neither `exceptions` nor what a remote call returns
 
-NAMESPACE = "crucible"
 COORDINATOR = "crucible-coordinator"
 ASK_TIMEOUT_S = 30.0
 PROGRESS_EVERY_S = 0.5
@@ -95,7 +96,14 @@ def _run_item(item: WorkItem, options: JobOptions, job: str) -> ItemResult:
     """Do one item on whatever node this runs on. Retries are the coordinator's: it knows where else to go."""
     settings = settings_for(options, job)
     reporter = _Reporter(job)
-    place = Workplace(Store(settings.home), settings, this_node(), reporter.observe, keep_raw=options.keep_raw)
+    place = Workplace(
+        Store(settings.home),
+        settings,
+        this_node(),
+        reporter.observe,
+        cluster_governor(settings),
+        keep_raw=options.keep_raw,
+    )
     try:
         result = run_item(item, place)
     finally:

@@ -178,12 +178,12 @@ class Ledger:
         found = {key: quiet(budget, now) for key, budget in self._budgets.items()}
         return {key: wait for key, wait in found.items() if wait > 0}
 
-    def waiting(self, account: str, now: float) -> Waiting | None:
-        """The longest quiet time of an account that somebody waits for; `until` is in the ledger's time."""
+    def waiting(self, account: str | None, now: float) -> Waiting | None:
+        """The longest quiet time of an account (None: of any) that somebody waits for; `until` is the ledger's time."""
         found = [
             Waiting(key.bucket, now + wait, why(self.budget(key)))
             for key in self._queues
-            if key.account == account and (wait := quiet(self.budget(key), now)) > 0
+            if account in (None, key.account) and (wait := quiet(self.budget(key), now)) > 0
         ]
         return max(found, key=lambda one: one.until, default=None)
 
@@ -248,7 +248,8 @@ class Desk:
         with self._lock:
             return quiet(self._ledger.budget(key), self._clock())
 
-    def waiting(self, account: str) -> Waiting | None:
+    def waiting(self, account: str | None = None) -> Waiting | None:
+        """The longest quiet time that a thread of this process waits for."""
         with self._lock:
             return self._ledger.waiting(account, self._clock())
 

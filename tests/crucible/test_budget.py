@@ -336,7 +336,7 @@ def patience(world: World) -> float:
     return (math.ceil(world.clients * world.each / a_window) + 3) * (world.window + 2 * turn + 3)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(WORLDS)
 def test_a_cluster_alone_uses_its_quota_up_and_is_never_refused_once_it_knows_it(world: World) -> None:
     world = replace(world, others=0)
@@ -347,7 +347,7 @@ def test_a_cluster_alone_uses_its_quota_up_and_is_never_refused_once_it_knows_it
     assert seen.sent_while_quiet == 0
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(WORLDS)
 def test_with_others_on_the_quota_a_window_costs_one_refusal_beyond_those_in_flight(world: World) -> None:
     world = replace(world, others=min(world.others, world.quota // 2))

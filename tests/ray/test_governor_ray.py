@@ -1,0 +1,180 @@
+"""One governor for many processes: real Ray tasks on a Hub with real quotas; dead holders, and a dead governor."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from crucible.config import Settings
+from crucible.hub.client import resolve_url
+from crucible.hub.server import HubOptions, import_files
+from crucible.hub.server.ratelimit import RateLimits
+from crucible.refs import RepoRef
+from tests.hubserver.counting import CountingHub
+from tests.ray.conftest import Nodes, ray_nodes
+
+pytestmark = pytest.mark.ray
+
+WINDOW_S = 3
+QUOTA = 70
+CONNECTIONS = 12
+REPO = RepoRef("org/small", "main")
+
+
+@pytest.fixture(scope="module")
+def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CountingHub]:
+    root = tmp_path_factory.mktemp("strict")
+    import_files(root, REPO.repo_id, {"a.txt": b"one line\n"}, durable=False)
+    options = HubOptions(limits=RateLimits(resolvers=QUOTA, window_s=WINDOW_S))
+    with CountingHub(root, options=options, takes_s=0.01) as hub:
+        yield hub
+
+
+@pytest.fixture(scope="module")
+def nodes(strict: CountingHub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
+    """Two raylets; this process is a driver on the first."""
+    variables = {"HF_ENDPOINT": strict.endpoint, "CRUCIBLE_CONNECTIONS": str(CONNECTIONS)}
+    with ray_nodes(tmp_path_factory.mktemp("nodes"), 2, variables, cpus=2) as started:
+        import ray
+
+        ray.init(address=started.address, log_to_driver=False)
+        yield started
+
+
+def settings_of(hub: CountingHub, home: Path) -> Settings:
+    return Settings(home, endpoint=hub.endpoint, connections=CONNECTIONS)
+
+
+def fetch(settings: Settings, url: str, threads: int, each: int) -> list[int]:
+    """In a Ray task: so many threads with a client each, one request after the other."""
+    from crucible.hub.http import HubHttp
+    from crucible.report import Tally
+    from crucible.workers.governing import cluster_governor
+
+    def one(_: int) -> list[int]:
+        http = HubHttp(settings, Tally(), cluster_governor(settings))
+        try:
+            return [http.read(url, limit=100).status_code for _ in range(each)]
+        finally:
+            http.close()
+
+    with ThreadPoolExecutor(threads) as pool:
+        return [status for statuses in pool.map(one, range(threads)) for status in statuses]
+
+
+def run_everywhere(settings: Settings, url: str, *, processes: int, threads: int, each: int) -> list[Any]:
+    import ray
+
+    task = ray.remote(num_cpus=4 / processes, max_retries=0, scheduling_strategy="SPREAD")(fetch)
+    return [task.remote(settings, url, threads, each) for _ in range(processes)]
+
+
+def facts() -> dict[str, int]:
+    import ray
+
+    from crucible.workers.governing import ensure_governor
+
+    found: dict[str, int] = ray.get(ensure_governor().facts.remote(), timeout=30)
+    return found
+
+
+def until(true: Callable[[], bool], most_s: float) -> None:
+    end = time.monotonic() + most_s
+    while not true():
+        assert time.monotonic() < end, "it never became true"
+        time.sleep(0.05)
+
+
+def test_a_cluster_stays_within_quota_and_connections_although_others_eat_from_it(
+    strict: CountingHub, nodes: Nodes, tmp_path: Path
+) -> None:
+    """Checklist 51 and 54: 64 threads in 8 processes on 2 nodes, and somebody else who eats a window's quota."""
+    import ray
+
+    settings, url = settings_of(strict, tmp_path), resolve_url(strict.endpoint, REPO, "a.txt")
+    strict.eat(url)
+    replies = ray.get(run_everywhere(settings, url, processes=8, threads=8, each=2), timeout=90)
+    assert [status for statuses in replies for status in statuses] == [200] * 128
+    for refusals, later in strict.refused("resolvers", WINDOW_S).values():
+        assert refusals <= CONNECTIONS
+        assert later < CONNECTIONS, "what came after the first refusal was in flight when it said no"
+    assert 2 <= strict.peak <= CONNECTIONS
+    assert facts()["most"] <= CONNECTIONS
+    until(lambda: facts()["in_flight"] == facts()["in_line"] == 0, 10)
+
+
+def hold_and_die(settings: Settings, count: int) -> None:
+    """In a Ray task: take so many permits, and go without giving them back."""
+    from crucible.workers.governing import cluster_governor
+
+    held = [cluster_governor(settings).request("cdn") for _ in range(count)]
+    for one in held:
+        one.__enter__()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_what_a_dead_process_held_is_free_again(strict: CountingHub, nodes: Nodes, tmp_path: Path) -> None:
+    """Checklist 54 when a holder is killed: its connections come back."""
+    import ray
+
+    from crucible.workers.governing import cluster_governor
+
+    settings = settings_of(strict, tmp_path)
+    before = facts()["most"]
+    dying = ray.remote(num_cpus=0, max_retries=0)(hold_and_die).remote(settings, CONNECTIONS // 2)
+    with pytest.raises(ray.exceptions.WorkerCrashedError):
+        ray.get(dying, timeout=60)
+    held = [cluster_governor(settings).request("cdn") for _ in range(CONNECTIONS)]
+    for one in held:
+        one.__enter__()(200, {})  # the last of them wait until the dead one's are free
+    assert facts()["in_flight"] == CONNECTIONS
+    assert facts()["most"] == max(before, CONNECTIONS)
+    for one in held:
+        one.__exit__(None, None, None)
+    until(lambda: facts()["in_flight"] == 0, 10)
+
+
+def test_a_quiet_time_outlives_the_governor_that_was_told_it(strict: CountingHub, nodes: Nodes, tmp_path: Path) -> None:
+    """Checklist 51 while the governor is killed: those who wait remember, the next one is told, and all get through."""
+    import ray
+
+    from crucible.workers.governing import cluster_governor, ensure_governor
+
+    settings = settings_of(strict, tmp_path)
+    governor = cluster_governor(settings)
+    with governor.request("pages") as replied:
+        replied(429, {"ratelimit": '"pages";r=0;t=6', "ratelimit-policy": '"fixed window";"pages";q=70;w=300'})
+    began = time.monotonic()
+    passed: list[float] = []
+
+    def wait_for_it() -> None:
+        with governor.request("pages") as reply:
+            passed.append(time.monotonic() - began)
+            reply(200, {})
+
+    threads = [threading.Thread(target=wait_for_it, daemon=True) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    until(lambda: governor.waiting() is not None, 10)
+    seen = governor.waiting()
+    assert seen is not None
+    assert (seen.bucket, seen.reason) == ("pages", "0 of 70 left")
+    time.sleep(1.5)  # a beat brings the quiet time to this process
+    first = ray.get(ensure_governor().pid.remote(), timeout=30)
+    os.kill(first, signal.SIGKILL)
+    for thread in threads:
+        thread.join(40)
+    assert len(passed) == 3
+    assert min(passed) >= 6, "nobody sent before the Hub said"
+    until(lambda: ray.get(ensure_governor().pid.remote(), timeout=30) != first, 30)
+    with governor.request("pages") as replied:  # and the new one is used
+        replied(200, {})
+    until(lambda: facts()["processes"] > 0, 20)
