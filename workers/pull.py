@@ -26,7 +26,15 @@ from crucible.cache.blobs import SMALL_BYTES
 from crucible.cache.hubcache import HubCache
 from crucible.cache.store import Store
 from crucible.config import Settings
-from crucible.errors import EntryNotFound, OfflineMode, PullIncomplete, TransferError, UnsafePath, UsageError
+from crucible.errors import (
+    EntryNotFound,
+    OfflineMode,
+    PullIncomplete,
+    StoreReadOnly,
+    TransferError,
+    UnsafePath,
+    UsageError,
+)
 from crucible.hub.cached import CachedRepo
 from crucible.hub.client import HubRepo, is_folder
 from crucible.hub.gitpack import worth_a_pack
@@ -107,7 +115,8 @@ def pull(
             listing = tuple(hub.files(pinned))
             for file in listing:
                 safe_repo_path(repo.repo_id, file.path)
-            cache.write_tree(pinned, listing)
+            with suppress(StoreReadOnly):  # what is there may be all that is wanted
+                cache.write_tree(pinned, listing)
         if listing is None:
             return _unlisted(repo, pinned, cache, include, exclude, time.monotonic() - began)
         paths = wanted((file.path for file in listing), include, exclude)
@@ -120,7 +129,8 @@ def pull(
         if not settings.mirrors:  # they are asked before the Hub, and have files only
             work.pack = partial(bring_packed, http, pinned, listing=listing, folder=cache.blobs(pinned).root)
         work.run(files)
-        cache.set_ref(repo, repo.revision, pinned.revision)
+        with suppress(StoreReadOnly):
+            cache.set_ref(repo, repo.revision, pinned.revision)
     return PullReport(
         repo=repo.repo_id,
         repo_type=repo.repo_type,

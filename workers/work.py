@@ -160,6 +160,8 @@ def _bring(item: WorkItem, place: Workplace, folder: Path, tally: Tally) -> list
         return [_in_place(Path(item.repo.repo_id) / file.path, file, place, tally) for file in item.files]
     cache = HubCache(settings.hub_cache)
     blobs = cache.blobs(item.repo) if place.keep_raw else place.store.raw
+    if place.keep_raw:
+        cache.begin(item.repo)
     options = DownloadOptions.of(settings, spare=place.spare)
     with ExitStack() as stack:
         sources = hub_sources(item.repo, place, tally, stack, blobs.root)

@@ -70,6 +70,13 @@ class HubCache:
         """The folder of a commit, as `snapshot_download` returns it. It need not be there."""
         return self.folder(repo) / "snapshots" / _commit(repo)
 
+    def begin(self, repo: RepoRef) -> None:
+        """Make the commit's snapshot folder. Before anything else of a repo: without one, a scan calls it corrupted."""
+        path = self.snapshot(repo)
+        with disk_errors(path):
+            self._tag()
+            path.mkdir(parents=True, exist_ok=True)
+
     def find(self, repo: RepoRef, file: SourceFile) -> Path | None:
         """A file of the right size: by its path in the snapshot, else by its hash. Not verified; see the module."""
         for path in (self._snapshot_path(repo, file), self._blob(repo, file)):
@@ -111,16 +118,16 @@ class HubCache:
         at_commit = replace(repo, revision=commit)
         if revision == commit or self.ref(replace(repo, revision=revision)) == commit:
             return
+        self.begin(at_commit)
         with disk_errors(path):
-            self.snapshot(at_commit).mkdir(parents=True, exist_ok=True)
             self._write(repo, path, commit.encode())
 
     def write_tree(self, repo: RepoRef, files: Iterable[SourceFile]) -> None:
         """Keep the listing of a commit. `files` are all of them: a missing one would count as not in the repo."""
         path = self._tree_path(repo)
         listing = {file.path: _tree_entry(file) for file in sorted(files, key=lambda file: file.path)}
+        self.begin(repo)
         with disk_errors(path):
-            self._tag()
             self._write(repo, path, json.dumps({"format_version": TREE_FORMAT, "files": listing}, indent=1).encode())
 
     def read_tree(self, repo: RepoRef) -> tuple[SourceFile, ...] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -227,6 +228,27 @@ def test_a_dropped_file_leaves_no_dangling_link_in_any_snapshot(cache: HubCache)
     filled(cache, (moved, BIG), repo=RepoRef("org/data", OTHER))
     cache.drop(REPO, file)
     judge(cache, "assert info.warnings == [] and sum(len(r.files) for r in next(iter(info.repos)).revisions) == 1")
+
+
+def test_a_crash_at_any_point_leaves_what_a_scan_finds_in_order(
+    cache: HubCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every step of a pull in turn is the last one that happened; then once more with its rename left out."""
+    file = lfs("a.bin")
+    steps: list[Callable[[], object]] = [
+        lambda: cache.write_tree(REPO, [file]),
+        lambda: cache.blobs(REPO).put(file, BIG),
+        lambda: cache.link(REPO, file),
+        lambda: cache.set_ref(REPO, "main", COMMIT),
+    ]
+    for step in steps:
+        with monkeypatch.context() as broken:
+            broken.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            with contextlib.suppress(KeyboardInterrupt):
+                step()
+        judge(cache, "assert info.warnings == [], info.warnings")
+        step()
+        judge(cache, "assert info.warnings == [], info.warnings")
 
 
 def test_a_ref_is_written_only_to_what_is_there_and_only_when_it_moved(cache: HubCache) -> None:

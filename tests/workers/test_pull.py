@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,11 +16,12 @@ import pytest
 
 import crucible
 from crucible import errors, session
+from crucible.cache.blobs import BlobFolder
 from crucible.cache.hubcache import HubCache
 from crucible.config import Settings
 from crucible.hashing import hasher_for
 from crucible.hub.client import HubRepo
-from crucible.hub.server import HubOptions, User, create_pr
+from crucible.hub.server import HubOptions, User, create_branch, create_pr
 from crucible.refs import RepoRef, SourceFile
 from crucible.report import Progress
 from crucible.workers.pull import GIVE_UP_AFTER, PullReport, wanted
@@ -379,6 +381,24 @@ def offline_load() -> None:
         crucible.load_dataset("org/data")
     finally:
         del os.environ["HF_HUB_OFFLINE"]
+
+
+def test_a_cache_that_cannot_be_written_is_enough_when_all_is_there(
+    repo: FaultyHub, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = pulled()
+    shutil.rmtree(HubCache(home / "hub").folder(RepoRef("org/data")) / "trees")
+
+    def full_of_no(*_: object) -> None:
+        raise errors.StoreReadOnly(str(home))
+
+    monkeypatch.setattr(HubCache, "_write", full_of_no)
+    create_branch(repo.root, "org/data", "same")
+    assert pulled(revision="same").path == report.path
+    (Path(report.path) / "README.md").resolve().unlink()
+    monkeypatch.setattr(BlobFolder, "put", full_of_no)
+    with pytest.raises(errors.StoreReadOnly):
+        pulled()
 
 
 def test_progress_ends_at_all_of_it(repo: FaultyHub, home: Path) -> None:
