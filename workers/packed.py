@@ -10,6 +10,7 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 from crucible.errors import SourceUnavailable
@@ -17,10 +18,13 @@ from crucible.hub.gitpack import fetch_blobs
 from crucible.hub.http import HubHttp
 from crucible.refs import RepoRef, SourceFile
 
-KEEP_AT_ONCE = 8
-"""Files being written together: each waits for the disk to say that it has it."""
-KEEP_WAITING = 32
-"""Files held in memory for that, of `SMALL_BYTES` at most each."""
+KEEP_AT_ONCE = 4
+"""Batches being written together: each waits for the disk to say that it has it."""
+KEEP_WAITING = 8
+"""Batches held in memory for that."""
+BATCH_FILES = 32
+BATCH_BYTES = 4 << 20
+"""A batch ends with the file that fills it."""
 _log = logging.getLogger(__name__)
 
 
@@ -33,24 +37,25 @@ def bring_packed(
     repo: RepoRef,
     wanted: Sequence[SourceFile],
     listing: Sequence[SourceFile],
-    keep: Callable[[SourceFile, bytes], None],
+    keep: Callable[[Sequence[tuple[SourceFile, bytes]]], None],
     *,
     folder: Path,
     stopped: Callable[[], bool],
 ) -> None:
-    """Call `keep`, from several threads, with those of `wanted` that come in a pack of the commit, verified.
+    """Call `keep`, from several threads, with batches of those of `wanted` that come in a pack, verified.
 
     `stopped` is looked at often; once true, what is not here stays where it is. Raises what `keep` raises.
     """
     room, failures = threading.Semaphore(KEEP_WAITING), list[BaseException]()
+    batch: list[tuple[SourceFile, bytes]] = []
 
     def look(_: int = 0) -> None:
         if failures or stopped():
             raise _Stopped
 
-    def one(file: SourceFile, data: bytes) -> None:
+    def run(full: list[tuple[SourceFile, bytes]]) -> None:
         try:
-            keep(file, data)
+            keep(full)
         except BaseException as error:  # noqa: BLE001 - raised below, in the thread that called
             failures.append(error)
         finally:
@@ -58,10 +63,16 @@ def bring_packed(
 
     with ThreadPoolExecutor(KEEP_AT_ONCE, thread_name_prefix="crucible-keep") as pool:
 
-        def sink(file: SourceFile, data: bytes | memoryview) -> None:
+        def send() -> None:
             look()
             room.acquire()
-            pool.submit(one, file, bytes(data))
+            pool.submit(run, batch.copy())
+            batch.clear()
+
+        def sink(file: SourceFile, data: bytes | memoryview) -> None:
+            batch.append((file, bytes(data)))
+            if len(batch) == BATCH_FILES or sum(file.size for file, _ in batch) >= BATCH_BYTES:
+                send()
 
         try:
             missing = fetch_blobs(http, repo, wanted, listing, sink, folder=folder, on_bytes=look)
@@ -70,6 +81,9 @@ def bring_packed(
         except SourceUnavailable as error:
             _log.info("%s; asking for the files one by one", error)
         except _Stopped:
-            pass
+            batch.clear()
+        if batch:
+            with suppress(_Stopped):
+                send()
     if failures:
         raise failures[0]

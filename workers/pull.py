@@ -256,12 +256,13 @@ class _Pull:
             return
         yield from (group for group in groups if group[0].oid not in left)
 
-        def keep(file: SourceFile, data: bytes) -> None:
-            self._blobs.put(file, data)
-            group = left.pop(file.oid)
-            with self._lock:
-                self._bytes += sum(file.size for file in group)
-            self._show(group)
+        def keep(batch: Sequence[tuple[SourceFile, bytes]]) -> None:
+            self._blobs.put_all(batch)
+            for first, _ in batch:
+                group = left.pop(first.oid)
+                with self._lock:
+                    self._bytes += sum(file.size for file in group)
+                self._show(group)
 
         with suppress(OSError):  # a folder that cannot be is told of where the first file goes into it
             self._blobs.root.mkdir(parents=True, exist_ok=True)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import threading
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -121,21 +124,21 @@ def test_few_files_and_mirrored_ones_are_asked_for_by_name(repo: FaultyHub, tmp_
 
 
 def test_a_full_disk_stops_the_pull(repo: FaultyHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, guard, calls = BlobFolder.put, threading.Lock(), [0]
+    real, guard, calls = BlobFolder.put_all, threading.Lock(), [0]
 
-    def put(self: BlobFolder, file: SourceFile, data: bytes) -> Path:
+    def put_all(self: BlobFolder, blobs: Sequence[tuple[SourceFile, bytes | bytearray | memoryview]]) -> None:
         with guard:
             calls[0] += 1
-            if calls[0] > 20:
+            if calls[0] > 2:
                 raise DiskFull(str(self.root))
-        return real(self, file, data)
+        real(self, blobs)
 
-    monkeypatch.setattr(BlobFolder, "put", put)
+    monkeypatch.setattr(BlobFolder, "put_all", put_all)
     with pytest.raises(StoreError):
         pulled(repo, tmp_path)
-    assert calls[0] < len(SMALL)
+    assert calls[0] < 20
     assert len(list((tmp_path / "hub").glob("*/blobs/*.incomplete"))) == 0
-    monkeypatch.setattr(BlobFolder, "put", real)
+    monkeypatch.setattr(BlobFolder, "put_all", real)
     assert shown(pulled(repo, tmp_path)) == FILES
 
 
@@ -146,3 +149,31 @@ def test_a_hub_that_lies_about_a_file_loses_that_file_only(repo: FaultyHub, tmp_
         pulled(repo, tmp_path)
     repo.clear_faults()
     assert shown(pulled(repo, tmp_path)) == FILES
+
+
+def test_small_blobs_that_are_put_together_are_all_on_the_disk_before_one_is_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    some = [(SourceFile(f"{n}", n, f"{n:040x}", False), bytes(n)) for n in range(5)]
+    real, fail_at, seen = os.fsync, 9, 0
+
+    def fsync(descriptor: int) -> None:
+        nonlocal seen
+        seen += 1
+        assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".incomplete"]
+        if seen == fail_at:
+            raise OSError(errno.ENOSPC, "full")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    blobs = BlobFolder(tmp_path, None)
+    blobs.put_all([])
+    fail_at = 3
+    with pytest.raises(DiskFull, match="10 bytes for 0 and 4 more"):
+        blobs.put_all(some)
+    with pytest.raises(StoreError, match="3 bytes were given"):
+        blobs.put_all([*some, (some[4][0], b"abc")])
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+    fail_at = 0
+    blobs.put_all(some)
+    assert [blobs.path(file.oid).read_bytes() for file, _ in some] == [data for _, data in some]
