@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from types import TracebackType
@@ -33,6 +34,9 @@ class Watch:
         self._bar: Any = None
         self._task: Any = None
         self._began = time.monotonic()
+        self._wait: tuple[float, str] = (0.0, "")
+        """(monotonic time, what for) of the wait that the last progress told of."""
+        self._announced = 0.0
 
     def __enter__(self) -> Watch:
         if self._quiet:
@@ -43,12 +47,32 @@ class Watch:
         from rich.console import Console
         from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
         from rich.progress import Progress as Bars
+        from rich.progress_bar import ProgressBar
+        from rich.text import Text
+
+        watch = self
+
+        # rendered ten times a second whether or not anything is reported, so that a countdown counts down
+        class Doing(TextColumn):
+            def render(self, task: Any) -> Text:
+                waiting = watch.waiting()
+                return Text(waiting) if waiting else super().render(task)
+
+        class Amount(TextColumn):
+            def render(self, task: Any) -> Text:
+                return Text("") if watch.waiting() else super().render(task)
+
+        class Bar(BarColumn):
+            def render(self, task: Any) -> ProgressBar:
+                bar = super().render(task)
+                bar.width = 1 if watch.waiting() else bar.width
+                return bar
 
         self._bar = Bars(
             SpinnerColumn(),
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=12),
-            TextColumn("{task.fields[amount]}", markup=False),
+            Doing("{task.description}", markup=False),
+            Bar(bar_width=12),
+            Amount("{task.fields[amount]}", markup=False),
             TimeElapsedColumn(),
             console=Console(stderr=True),
             transient=True,
@@ -59,7 +83,9 @@ class Watch:
 
     def update(self, progress: Progress) -> None:
         """Show how far the job is. Called a few times a second."""
+        self._wait = (time.monotonic() + progress.waiting_s, progress.waiting_for)
         if self._bar is None:
+            self._announce()
             return
         phase = _PHASES.get(progress.phase, progress.phase)
         amount = f"{human(progress.bytes_done)} of {human(progress.bytes)}, {progress.items_done}/{progress.items}"
@@ -71,6 +97,24 @@ class Watch:
             completed=progress.bytes_done,
             amount=f"{amount}{retries}" if progress.items else "",
         )
+
+    def waiting(self) -> str:
+        """What the Hub asked to be spared, with the seconds that are left of it; empty when nobody waits."""
+        from crucible.hub.governor import DESK
+
+        until, what = self._wait
+        here = DESK.waiting()  # of a command that works in this process and reports nothing
+        if here is not None and here.until > until:
+            until, what = here.until, f"{here.bucket}, {here.reason}"
+        left = math.ceil(until - time.monotonic())
+        return f"Hub asks to wait: {left} s ({what})" if left > 0 else ""
+
+    def _announce(self) -> None:
+        """Where nothing can count down, say once how long each wait is."""
+        waiting = "" if self._quiet else self.waiting()
+        if waiting and self._wait[0] > self._announced + 1:
+            self._announced = self._wait[0]
+            click.echo(f"{self._what}: {waiting}", err=True)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -12,6 +12,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from crucible.hub.server import HubOptions, HubServer, RequestRecord
+from tests.hubserver.faults import FaultList
 
 OTHER = "somebody-else"
 
@@ -25,7 +26,8 @@ class CountingHub(HubServer):
     def __init__(self, root: str | os.PathLike[str], *, options: HubOptions, takes_s: float) -> None:
         self._guard = threading.Lock()
         self._now, self.peak, self._takes_s = 0, 0, takes_s
-        super().__init__(root, options=options, middlewares=[self._counting])
+        self.faults = FaultList([])
+        super().__init__(root, options=options, middlewares=[self._counting, self.faults.middleware])
 
     @property
     def _counting(self) -> Any:

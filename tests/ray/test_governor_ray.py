@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +22,7 @@ from crucible.hub.server import HubOptions, import_files
 from crucible.hub.server.ratelimit import RateLimits
 from crucible.refs import RepoRef
 from tests.hubserver.counting import CountingHub
+from tests.hubserver.faults import Fault
 from tests.ray.conftest import Nodes, ray_nodes
 
 pytestmark = pytest.mark.ray
@@ -34,6 +38,8 @@ def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CountingHub]:
     root = tmp_path_factory.mktemp("strict")
     import_files(root, REPO.repo_id, {"a.txt": b"one line\n"}, durable=False)
     options = HubOptions(limits=RateLimits(resolvers=QUOTA, window_s=WINDOW_S))
+    rows = b"".join(b'{"n": %d}\n' % n for n in range(20))
+    import_files(root, "org/rows", {"train.jsonl": rows}, durable=False)
     with CountingHub(root, options=options, takes_s=0.01) as hub:
         yield hub
 
@@ -178,3 +184,13 @@ def test_a_quiet_time_outlives_the_governor_that_was_told_it(strict: CountingHub
     with governor.request("pages") as replied:  # and the new one is used
         replied(200, {})
     until(lambda: facts()["processes"] > 0, 20)
+
+
+def test_prefetch_says_that_a_task_on_some_node_waits_for_the_hub(strict: CountingHub, nodes: Nodes) -> None:
+    strict.faults.add(Fault("429", path="*/org/rows/resolve/*", wait=3))
+    command = [sys.executable, "-m", "crucible", "prefetch", "org/rows", "--address", nodes.address]
+    variables = {**os.environ, **nodes.environment, "CRUCIBLE_HOME": str(nodes.homes[0])}
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=120)
+    strict.faults.clear()
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"org/rows: Hub asks to wait: \d s \(resolvers, 0 of 500 left\)", done.stderr)
