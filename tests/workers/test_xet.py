@@ -150,7 +150,7 @@ def test_ranges_are_cut_out_of_one_fetch_and_nothing_stays_on_the_disk(
     half = len(DATA) // 2
     parts: dict[int, bytes] = {}
     threads = [
-        threading.Thread(target=lambda a=a, b=b: parts.update({a: read(source, FILE, a, b)}))  # type: ignore[misc]
+        threading.Thread(target=lambda a=a, b=b: parts.update({a: read(source, FILE, a, b)}))
         for a, b in ((0, half), (half, len(DATA)))
     ]
     for thread in threads:
