@@ -82,8 +82,11 @@ with folder(home).claim(FILE) as held:
         sys.exit()
     say("adopted", held.adopted)
     pieces = [piece for gap in held.ranges.missing(SIZE) for piece in range(gap[0], gap[1], 10_000)]
-    random.Random(int(sys.stdin.readline())).shuffle(pieces)
-    for start in pieces:
+    seed, most = map(int, hear().split())
+    random.Random(seed).shuffle(pieces)
+    for count, start in enumerate(pieces):
+        if count == most:
+            hear()  # far enough: here it waits for its end
         say("writes", start)
         held.write(start, DATA[start : start + 5_000])
         held.write(start + 5_000, DATA[start + 5_000 : start + 10_000])

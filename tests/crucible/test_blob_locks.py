@@ -47,7 +47,7 @@ def test_those_that_wait_for_one_that_is_killed_elect_another(tmp_path: Path) ->
     with ExitStack() as stack:
         processes = [stack.enter_context(child(tmp_path, BRING)) for _ in range(3)]
         for process in processes:
-            process.tell("1")
+            process.tell("1 1000")
         wait_until(lambda: (tmp_path / "raw").is_dir() and len(names(tmp_path)) == 2, "one to begin")
         # whoever it is: its pid is in the journal
         path = tmp_path / "raw" / f"{FILE.oid}.00000001.journal.incomplete"
@@ -76,6 +76,7 @@ with folder(home).claim(FILE) as held:
         assert not lease._PULSE._leases
         sys.exit(7)
     assert os.waitpid(pid, 0)[1] == 7 << 8
+    assert not lease.Turn(home / "locks" / f"{FILE.oid}.lock").take()
     with folder(home).claim(FILE, wait_s=0.2) as other:
         say("private", other._lease is None)
     assert not held.fenced and held._lease.present()

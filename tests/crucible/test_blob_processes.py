@@ -35,7 +35,7 @@ def test_killed_again_and_again_it_brings_each_byte_once(tmp_path: Path, seed: i
     kills = 0
     for _ in range(50):
         with child(tmp_path, BRING) as process:
-            process.tell(str(rng.random())[2:8])
+            process.tell(f"{rng.randrange(1000)} 40")
             first = process.line().split()
             assert first[0] == "adopted"
             assert int(first[1]) >= 10_000 * len(recorded), "all that was recorded when it was killed"
@@ -48,13 +48,14 @@ def test_killed_again_and_again_it_brings_each_byte_once(tmp_path: Path, seed: i
             said += process.lines()
         begun += [line.split()[1] for line in said if line.startswith("writes")]
         recorded |= {line.split()[1] for line in said if line.startswith("recorded")}
-        if "published" in said:
+        if folder(tmp_path).has(FILE):  # it may be killed after that and before it can say so
             break
+        assert "published" not in said
         kills += 1
-        assert not folder(tmp_path).has(FILE)
-    assert kills >= 5
+    assert kills >= 3
     assert folder(tmp_path).path(FILE.oid).read_bytes() == DATA
     assert len(begun) <= SIZE // 10_000 + kills, "at most the piece that was being written was written again"
+    folder(tmp_path).sweep(-1)
     assert names(tmp_path) == ["oid"]
 
 

@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -257,6 +258,37 @@ def test_a_slow_holder_that_lives_keeps_its_lease(tmp_path: Path, monkeypatch: p
 
 
 # --- waiting
+
+
+def test_a_blob_published_between_the_look_and_the_lease_is_not_brought_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blobs = folder(tmp_path)
+    real = lease.Lease.create
+
+    def late(*args: Any) -> lease.Lease | None:
+        blobs.put(FILE, DATA)
+        return real(*args)
+
+    monkeypatch.setattr(lease.Lease, "create", late)
+    with blobs.claim(FILE) as held:
+        assert held is None
+    assert names(tmp_path) == ["oid"]
+
+
+def test_a_gap_in_the_generations_is_closed_and_the_highest_still_holds(tmp_path: Path) -> None:
+    """Somebody tidied up: the holder of a higher number lives, lower ones are gone."""
+    leave(tmp_path, (0, PIECE))
+    blobs = folder(tmp_path)
+    with blobs.claim(FILE) as held:
+        assert held is not None
+        journal_path(tmp_path).unlink()
+        with blobs.claim(FILE, wait_s=0) as alone:
+            assert alone is not None
+            assert alone.adopted == 0
+        assert not held.fenced
+        finish(held)
+    assert names(tmp_path) == ["oid"]
 
 
 def test_a_second_thread_waits_and_finds_the_blob(tmp_path: Path) -> None:

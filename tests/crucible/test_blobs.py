@@ -317,13 +317,14 @@ def test_a_journal_that_finds_no_space_keeps_its_lines(tmp_path: Path, monkeypat
             if refused:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             refused.append(True)
-            return real(descriptor, data[:4], offset)
+            return real(descriptor, data[:-1], offset)
 
         monkeypatch.setattr(os, "pwrite", pwrite)
         with pytest.raises(DiskFull):
             held.record(PIECE, 2 * PIECE, zlib.crc32(DATA[PIECE : 2 * PIECE]))
         monkeypatch.setattr(os, "pwrite", real)
         assert list(held.ranges) == [(0, PIECE)]
+        assert held.note_etag("a", "b")  # a shorter line over what the longer one left
         fill(held, 2 * PIECE, 3 * PIECE)
     with folder(tmp_path).claim(FILE) as held:
         assert held is not None
