@@ -9,9 +9,9 @@ Two kinds of pack, whichever brings less that nobody wants: the whole commit (`d
 the server can), or the wanted blobs by their oids, which git's servers allow in protocol 2. Protocol 0 is spoken where
 the server does not know 2, for whole commits.
 
-Checked against git's own upload-pack and crucible's Hub. Not checked against huggingface.co: whether it takes the
-Bearer header on these addresses (its documents show Basic), offers `filter`, serves commits that no ref names, and
-blobs by oid.
+Checked against git's own upload-pack and crucible's Hub. Not checked against huggingface.co, of which users report that
+shallow fetches of a commit and `filter` work and that blobs by oid do not (July 2026), and whose documents show Basic
+where a Bearer header goes here. So no filter is sent where none is needed, and a refusal costs the two requests.
 """
 
 from __future__ import annotations
@@ -141,9 +141,9 @@ class _Exchange:
             raise self.unavailable("it gives no shallow clones")
         if whole_commit(wanted, listing, filtered=filtered):
             most = max((file.size for file in wanted), default=0)
-            return greeting.version, fetch_request(
-                greeting, [self._repo.revision], depth=1, below=most + 1 if filtered else None
-            )
+            helps = filtered and any(file.size > most for file in listing if not file.lfs)
+            below = most + 1 if helps else None
+            return greeting.version, fetch_request(greeting, [self._repo.revision], depth=1, below=below)
         if greeting.version != 2 or len(wanted) > WANTS_MOST:
             raise self.unavailable("most of the commit's bytes are not wanted")
         return greeting.version, fetch_request(greeting, [file.oid for file in wanted], depth=None, below=None)

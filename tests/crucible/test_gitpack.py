@@ -154,6 +154,20 @@ def test_ten_thousand_small_files_of_our_hub_are_two_requests(tmp_path: Path, hu
     ]
 
 
+def test_a_filter_is_sent_only_where_it_leaves_something_out(tmp_path: Path) -> None:
+    with answering(canned(PACK)) as server:
+        it = Taker(server.endpoint, tmp_path)
+        with closing(it.http):
+            for listing in (FILES, [*FILES, lfs("big.bin", b"1" * 9999)[0]], [*FILES, BIG]):
+                it.got.clear()
+                assert it.take(FILES, listing) == []
+        bodies = [body for method, _, _, body in server.asked if method == "POST"]
+    most = max(file.size for file in FILES)
+    assert [b"filter" in body for body in bodies] == [False, False, True]
+    assert f"filter blob:limit={most + 1}\n".encode() in bodies[-1]
+    assert all(f"want {COMMIT}\n".encode() in body and b"deepen 1\n" in body for body in bodies)
+
+
 def test_equal_files_come_once(tmp_path: Path) -> None:
     pack = sealed(pack_head(1) + packed_object(3, b"same"))
     wanted = [regular("a", b"same"), regular("b", b"same")]
