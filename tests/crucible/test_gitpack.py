@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -15,9 +14,9 @@ from hypothesis import strategies as st
 from crucible.config import Settings, Token
 from crucible.errors import OfflineMode, SourceUnavailable
 from crucible.hub.client import HubRepo
-from crucible.hub.gitpack import fetch_blobs, pack_limits, read_greeting, whole_commit, worth_a_pack
+from crucible.hub.gitpack import fetch_blobs, pack_limits, whole_commit, worth_a_pack
 from crucible.hub.http import HubHttp
-from crucible.hub.pktline import FATAL, PROGRESS, FramingError, Mark, Packets, banded, packet
+from crucible.hub.pktline import FATAL, PROGRESS, Mark, banded, packet
 from crucible.hub.server import HubOptions, User
 from crucible.refs import RepoRef, SourceFile
 from crucible.report import Tally
@@ -376,30 +375,3 @@ def test_the_limits_let_gits_packs_through(tmp_path: Path, files: dict[str, byte
     limits = pack_limits([regular(path, content) for path, content in files.items()])
     assert len(pack) <= limits.size
     assert int.from_bytes(pack[8:12], "big") <= limits.objects
-
-
-def test_greetings() -> None:
-    refs = (
-        packet(f"{COMMIT} HEAD\0shallow side-band-64k filter") + packet(f"{COMMIT} refs/heads/main") + Mark.FLUSH.value
-    )
-    for before in (b"", packet("# service=git-upload-pack") + Mark.FLUSH.value):
-        for version in (b"", packet("version 1")):
-            assert read_greeting(before + version + refs).features >= {"shallow", "filter"}
-        two = read_greeting(before + packet("version 2") + packet("ls-refs") + packet("fetch=shallow filter"))
-        assert (two.version, two.features, two.sha1) == (2, {"shallow", "filter"}, False)
-    for wrong in (b"", b"0000", packet("hello"), packet("hello")[:-1]):
-        with pytest.raises(FramingError):
-            read_greeting(wrong)
-
-
-@given(st.lists(st.binary(max_size=200_000), max_size=4), st.integers(1, 70_000))
-def test_bands_carry_any_bytes_in_any_pieces(pieces: list[bytes], size: int) -> None:
-    whole = b"".join(banded(pieces))
-    found = list(Packets(whole[start : start + size] for start in range(0, len(whole), size)))
-    assert all(isinstance(one, bytes) and one[0] == 1 for one in found)
-    assert b"".join(one[1:] for one in found if isinstance(one, bytes)) == b"".join(pieces)
-
-
-@pytest.fixture(autouse=True)
-def _quiet() -> None:
-    logging.getLogger("crucible.hub.server").setLevel(logging.ERROR)
