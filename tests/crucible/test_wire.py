@@ -128,7 +128,7 @@ def test_the_bytes_are_those_that_httpx_reads(
 
 
 def test_the_request_is_what_httpx_wrote(http: httpx.Client) -> None:
-    sent = [("X-Twice", "one"), ("X-Twice", "two"), ("X-Latin", "\xe9".encode("latin-1"))]
+    sent = [(b"X-Twice", b"one"), (b"X-Twice", b"two"), (b"X-Latin", b"\xe9")]
     target = "/a%2fb/./c~d?sig=x%3d&y='(1)'|z&%C3%BC"
     with Wired(lambda talk: talk.reply(b"")) as server, httpx.Client(trust_env=False) as plain:
         for client in (http, plain):
