@@ -34,7 +34,20 @@ MAY_IMPORT_RAY = {
 # `crucible/__init__.py` offers names of the top by `__getattr__`; for type checkers it must also import them.
 IS_THE_FRONT_DOOR = "crucible"
 
-HEAVY = ("ray", "pyarrow", "numpy", "httpx", "huggingface_hub", "aiohttp", "PIL", "torch", "datasets", "click", "rich")
+HEAVY = (
+    "ray",
+    "pyarrow",
+    "numpy",
+    "httpx",
+    "urllib3",
+    "huggingface_hub",
+    "aiohttp",
+    "PIL",
+    "torch",
+    "datasets",
+    "click",
+    "rich",
+)
 
 
 class Arrow(NamedTuple):
