@@ -241,14 +241,12 @@ class Partial:
 
     def _surface(self, target: Path) -> bool:
         """Rename our inode to `target`; False if it has no name left."""
-        if os.fstat(self.descriptor).st_nlink == 0:
-            return False
         scratch = self._names.scratch()
         try:
             # by descriptor: between any check of a name and its rename this process may be stopped for a day.
             # A src_dir_fd (not used, the path is absolute) is what makes Python call linkat, which follows the link.
             os.link(f"/proc/self/fd/{self.descriptor}", scratch, src_dir_fd=self.descriptor, follow_symlinks=True)
-        except OSError:  # no /proc, or a disk without links
+        except OSError:  # no name left, no /proc, or a disk without links
             if not self._mine():
                 return False
             os.replace(self._data, target)

@@ -59,6 +59,19 @@ def test_killed_again_and_again_it_brings_each_byte_once(tmp_path: Path, seed: i
     assert names(tmp_path) == ["oid"]
 
 
+def test_a_process_that_was_killed_and_not_waited_for_is_dead(tmp_path: Path) -> None:
+    with child(tmp_path, BRING) as process:
+        process.tell("1 40")
+        for _ in range(21):
+            process.line()
+        process.signal(signal.SIGKILL)
+        stat = Path(f"/proc/{process.process.pid}/stat")
+        wait_until(lambda: stat.read_text().rpartition(")")[2].split()[0] == "Z", "the child to end")
+        with folder(tmp_path).claim(FILE, wait_s=0) as held:
+            assert held is not None
+            assert held.adopted >= 100_000
+
+
 STEPS = """
 import itertools
 calls = "open pwrite rename replace link unlink fsync ftruncate fchmod utime close".split()
