@@ -108,6 +108,7 @@ def run_job(
     *,
     limit_bytes: int,
     replicas: int = 1,
+    part_bytes: int | None = None,
     prefer: Callable[[WorkItem], NodeId | None] = lambda _: None,
     observe: Callable[[Progress], None] = lambda _: None,
     arrived: Callable[[], int] = lambda: 0,
@@ -117,16 +118,15 @@ def run_job(
 ) -> tuple[tuple[Manifest, ...], JobReport]:
     """Do all items of a prepared request, and build the manifests. Raises the first error that would not pass.
 
-    `waiting` is the governor's, for the countdown in the progress.
-
-    `prefer` names a node that has an item done already. `observe` gets the progress about once a second; `arrived` says
-    how many source bytes came so far.
+    Items with files bigger than `part_bytes` have a spare node. `prefer` names a node that has an item done already.
+    `observe` gets the progress about once a second; `arrived` says how many source bytes came so far, `waiting` how
+    long the Hub wants to be left alone, for the countdown.
     """
     began = time.monotonic() - offset_s
     items = job_items(prepared)
     total = sum(item.size for item in items)
     found = {item.index: node for item in items if (node := prefer(item)) is not None}
-    state = JobState(items, executor.nodes(), limit_bytes, replicas, prefer=found)
+    state = JobState(items, executor.nodes(), limit_bytes, replicas, prefer=found, part_bytes=part_bytes)
     running: dict[Future[Any], Command] = {}
     copied = Counts()
     copies = 0

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 
 from crucible.refs import NodeId, ShardInfo, WorkItem
 
@@ -40,6 +41,15 @@ def assign(items: Sequence[WorkItem], nodes: Mapping[NodeId, float]) -> dict[int
     return homes
 
 
+def successor(item: WorkItem, nodes: Mapping[NodeId, float], without: NodeId) -> NodeId | None:
+    """The node that takes `item` when `without` cannot; None if there is no other.
+
+    The next one on the ring, whatever the loads: items that one node loses have their own points on the ring, so they
+    spread over all others.
+    """
+    return next((node for node in _ring(nodes).walk(item.key) if node != without), None)
+
+
 def replica_targets(
     shard: ShardInfo, holders: set[NodeId], nodes: Mapping[NodeId, float], replicas: int
 ) -> list[NodeId]:
@@ -50,7 +60,7 @@ def replica_targets(
     missing = min(replicas, len(nodes)) - len(holders & nodes.keys())
     targets: list[NodeId] = []
     if missing > 0:
-        for node in _Ring(nodes).walk(shard.key):
+        for node in _ring(nodes).walk(shard.key):
             if node not in holders:
                 targets.append(node)
                 if len(targets) == missing:
@@ -88,6 +98,15 @@ class _Ring:
                 yield node
                 if len(seen) == len(self.shares):
                     return
+
+
+def _ring(nodes: Mapping[NodeId, float]) -> _Ring:
+    return _ring_of(tuple(sorted(nodes.items())))
+
+
+@lru_cache(maxsize=4)  # asked for item by item while the nodes stay the same
+def _ring_of(nodes: tuple[tuple[NodeId, float], ...]) -> _Ring:
+    return _Ring(dict(nodes))
 
 
 def _point(text: str) -> int:

@@ -6,7 +6,8 @@ it returns, never the one you passed.
 
 What it promises: source bytes in flight never exceed the limit unless one item alone does; items start in the order
 they will be read; an item that fails for a reason that may pass is tried again, elsewhere if there is an elsewhere, at
-most TRIES times; an item whose node died with its shards before the job ended is done again; after an error that
+most TRIES times; an item with a big file goes then to its spare, which has been given the ranges that had arrived; an
+item whose node died with its shards before the job ended is done again; after an error that
 will not pass nothing new starts, what runs is let finish (its shards are kept for the next run), and the job fails.
 """
 
@@ -17,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from crucible.cluster.place import assign, replica_targets
+from crucible.cluster.place import assign, replica_targets, successor
 from crucible.errors import ClusterError, CrucibleError
 from crucible.refs import NodeId, ShardInfo, WorkItem
 from crucible.report import ItemResult
@@ -77,6 +78,8 @@ Event = Started | ItemDone | ItemFailed | CopyDone | CopyFailed | NodesChanged
 class RunItem:
     item: WorkItem
     node: NodeId
+    spare: NodeId | None = None
+    """Where the item will go if `node` fails: finished ranges of big files go there as well, meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,10 +114,14 @@ class JobState:
     replicas: int = 1
     prefer: Mapping[int, NodeId] = field(default_factory=dict)
     """Items that some node has done already, from an earlier job: they are sent there, and move nothing."""
+    part_bytes: int | None = None
+    """An item with a bigger file than this has a spare; None: no item has."""
     phase: Literal["new", "items", "copies", "finished", "failed"] = "new"
     pending: deque[int] = field(default_factory=deque)
     homes: dict[int, NodeId] = field(default_factory=dict)
     running: dict[int, NodeId] = field(default_factory=dict)
+    spares: dict[int, NodeId] = field(default_factory=dict)
+    """Of running items."""
     inflight: int = 0
     done: dict[int, ItemResult] = field(default_factory=dict)
     failures: dict[int, int] = field(default_factory=dict)
@@ -139,6 +146,7 @@ def apply(state: JobState, event: Event) -> tuple[JobState, list[Command]]:
             state.homes = {**state.prefer, **assign(fresh, state.nodes)}
         case ItemDone(result):
             _landed(state, result.index)
+            state.spares.pop(result.index, None)
             if result.shards and result.node in state.lost_nodes:
                 _again(state, [result.index])
             else:
@@ -170,9 +178,11 @@ def _failed(state: JobState, index: int, node: NodeId, error: CrucibleError, pas
     if not passing or state.failures[index] >= TRIES:
         state.error = state.error or error
         return
-    others = {name: weight for name, weight in state.nodes.items() if name != node}
-    if others:
-        state.homes[index] = assign([state.items[index]], others)[index]
+    heir = state.spares.pop(index, None)
+    if heir is None or heir == node or heir not in state.nodes:
+        heir = successor(state.items[index], state.nodes, node) if state.nodes else None
+    if heir is not None:
+        state.homes[index] = heir
     state.pending.appendleft(index)
 
 
@@ -220,7 +230,10 @@ def _next(state: JobState) -> list[Command]:
         node = state.homes[item.index]
         state.running[item.index] = node
         state.inflight += item.size
-        commands.append(RunItem(item, node))
+        spare = _spare(state, item, node)
+        if spare is not None:
+            state.spares[item.index] = spare
+        commands.append(RunItem(item, node, spare))
     if state.phase == "items" and not state.pending and not state.running:
         state.phase = "copies"
         commands += _copies(state)
@@ -228,6 +241,12 @@ def _next(state: JobState) -> list[Command]:
         state.phase = "finished"
         commands.append(Finish())
     return commands
+
+
+def _spare(state: JobState, item: WorkItem, node: NodeId) -> NodeId | None:
+    if state.part_bytes is None or all(file.size <= state.part_bytes for file in item.files):
+        return None
+    return successor(item, state.nodes, node)
 
 
 def _copies(state: JobState) -> list[CopyShard]:

@@ -29,6 +29,10 @@ class Counts:
     retries: int = 0
     verified_files: int = 0
     """Files and shards whose hash was checked against what was promised."""
+    spare_bytes: int = 0
+    """Of files still on their way, given to the node that would go on with them."""
+    spare_failures: int = 0
+    """Ranges that such a node did not take."""
 
     def __add__(self, other: Counts) -> Counts:
         return Counts(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))

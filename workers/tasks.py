@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -23,6 +24,8 @@ from crucible.report import Counts, ItemResult, Tally, TransferEvent
 from crucible.workers.governing import NAMESPACE as NAMESPACE
 from crucible.workers.governing import cluster_governor
 from crucible.workers.secret import load_secret
+from crucible.workers.serve import read_address
+from crucible.workers.spare import SparePusher, announce
 from crucible.workers.work import Workplace, copy_shard, run_item
 
 ray: Any = untyped_ray  # its annotations know neither `exceptions` nor what a remote call returns
@@ -92,25 +95,38 @@ def settings_for(options: JobOptions, job: str) -> Settings:
     return settings
 
 
-def _run_item(item: WorkItem, options: JobOptions, job: str) -> ItemResult:
+def _run_item(item: WorkItem, options: JobOptions, job: str, spare_url: str | None = None) -> ItemResult:
     """Do one item on whatever node this runs on. Retries are the coordinator's: it knows where else to go."""
     settings = settings_for(options, job)
     reporter = _Reporter(job)
-    place = Workplace(
-        Store(settings.home),
-        settings,
-        this_node(),
-        reporter.observe,
-        cluster_governor(settings),
-        keep_raw=options.keep_raw,
-    )
-    try:
+    store, tally = Store(settings.home), Tally()
+    secret = load_secret(store)
+    with ExitStack() as stack:
+        stack.callback(reporter.flush)
+        spare = None
+        if secret is not None:
+            big = [file.oid for file in item.files if file.size > settings.part_bytes]
+            address = read_address(store)
+            if big and address is not None:
+                announce(address.url, secret, big)
+            if spare_url is not None:
+                spare = SparePusher(spare_url, secret, tally)
+                stack.callback(spare.close)
+        place = Workplace(
+            store,
+            settings,
+            this_node(),
+            reporter.observe,
+            cluster_governor(settings),
+            spare=spare,
+            keep_raw=options.keep_raw,
+        )
         result = run_item(item, place)
-    finally:
-        reporter.flush()
+        if spare is not None:
+            spare.done()
     if options.keep_raw and not result.reused and not is_folder(item.repo.repo_id):
         HubCache(settings.hub_cache).set_ref(item.repo, options.revision, item.repo.revision)
-    return result
+    return replace(result, counts=result.counts + tally.counts)
 
 
 def _copy_shard(shard: ShardInfo, urls: tuple[str, ...], options: JobOptions) -> Counts:

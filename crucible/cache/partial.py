@@ -64,6 +64,11 @@ class Partial:
         """True once somebody else goes on with this blob: stop writing. Known after a few seconds at the latest."""
         return self._lease is not None and self._lease.lost
 
+    @property
+    def shared(self) -> bool:
+        """True if what is recorded here is there for the next holder; False for a private file (see `claim`)."""
+        return self._lease is not None
+
     def write(self, offset: int, view: bytes | bytearray | memoryview) -> None:
         """Write all of `view` at `offset`. Any thread, any order; two threads must not write the same bytes at once."""
         rest = memoryview(view).cast("B")

@@ -81,6 +81,48 @@ def test_a_failure_that_may_pass_is_tried_on_another_node() -> None:
     assert run_items(commands)[0].node != first
 
 
+def with_spares(sizes: Sequence[int], nodes: Sequence[NodeId]):
+    state = JobState(items_of(sizes), dict.fromkeys(nodes, 1.0), 1 << 40, part_bytes=100)
+    return apply(state, Started())
+
+
+def test_only_items_with_a_big_file_have_a_spare_and_only_where_there_is_another_node() -> None:
+    _, commands = with_spares([100, 101], [A, B, C])
+    small, big = run_items(commands)
+    assert small.spare is None
+    assert big.spare in {A, B, C} - {big.node}
+    assert [command.spare for command in run_items(with_spares([101], [A])[1])] == [None]
+
+
+@pytest.mark.parametrize("seen_first", ["the task", "the node"])
+def test_an_item_of_a_lost_node_goes_to_its_spare(seen_first: str) -> None:
+    nodes = [NodeId(f"n{number}") for number in range(7)]
+    state, commands = with_spares([500] * 40, nodes)
+    first = {command.item.index: command for command in run_items(commands)}
+    lost = first[0].node
+    rest = {node: 1.0 for node in nodes if node != lost}
+    fallen = [command for command in first.values() if command.node == lost]
+    events: list[Event] = [ItemFailed(c.item.index, lost, PASSING, True) for c in fallen]
+    gone = NodesChanged(rest)
+    again: list[RunItem] = []
+    for event in [*events, gone] if seen_first == "the task" else [gone, *events]:
+        state, commands = apply(state, event)
+        again += run_items(commands)
+    assert {c.item.index: c.node for c in again} == {c.item.index: c.spare for c in fallen}
+    known = {node for node in nodes if seen_first == "the task" or node in rest}
+    assert all(c.spare in known - {c.node} for c in again), "and has a spare again"
+    assert len({c.node for c in again}) > 1, "what one node loses is spread"
+
+
+def test_when_the_spare_is_gone_too_another_node_takes_the_item() -> None:
+    state, commands = with_spares([500], [A, B, C])
+    first = run_items(commands)[0]
+    (last,) = {A, B, C} - {first.node, first.spare}
+    state, _ = apply(state, NodesChanged({last: 1.0}))
+    _, commands = apply(state, ItemFailed(0, first.node, PASSING, True))
+    assert [(c.node, c.spare) for c in run_items(commands)] == [(last, None)]
+
+
 def test_an_item_that_keeps_failing_ends_the_job_with_its_error() -> None:
     state, commands = started([10], nodes=[A])
     for _ in range(TRIES - 1):
