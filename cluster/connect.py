@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,17 +16,41 @@ from crucible.reach import check_listens
 class cluster:
     """`with cluster(address) as embedded`: connected to Ray inside, and as before outside.
 
-    A process that is connected already (a user's own `ray.init`) stays connected, and its cluster is used.
+    A process that is connected already (a user's own `ray.init`) stays connected, and its cluster is used. So is the
+    one that another thread of this process is inside of: the last one out disconnects.
     """
+
+    _lock = threading.Lock()
+    _inside = 0
+    """Threads inside of a connection that we made; `_embedded` is what it is."""
+    _embedded = False
 
     def __init__(self, address: str | None) -> None:
         self._address = address
         self._ours = False
 
     def __enter__(self) -> bool:
+        kind = type(self)
+        with kind._lock:
+            if kind._inside == 0:
+                if "ray" in sys.modules and sys.modules["ray"].is_initialized():
+                    return False
+                kind._embedded = self._connect()
+            kind._inside += 1
+            self._ours = True
+            return kind._embedded
+
+    def __exit__(self, *_: object) -> None:
+        kind = type(self)
+        with kind._lock:
+            if self._ours:
+                self._ours = False
+                kind._inside -= 1
+                if kind._inside == 0:
+                    import_ray().shutdown()
+
+    def _connect(self) -> bool:
         embedded = self._address in (None, "local")
-        if "ray" in sys.modules and sys.modules["ray"].is_initialized():
-            return False
         ray = import_ray()
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": False}
         try:
@@ -41,12 +66,7 @@ class cluster:
                 raise ClusterError(f"Ray could not be started in this process: {first}") from error
             hint = "start one with `ray start --head`, or leave the address out to run on this machine alone"
             raise ClusterUnreachable(str(self._address), f"{first} ({hint})") from error
-        self._ours = True
         return embedded
-
-    def __exit__(self, *_: object) -> None:
-        if self._ours:
-            import_ray().shutdown()
 
 
 def _resolved(address: str) -> str:

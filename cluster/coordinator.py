@@ -1,7 +1,7 @@
 """The coordinator: one Ray actor a cluster. Resolves, drives jobs, keeps the catalog, knows the agents. The room's I/O.
 
-It decides nothing itself: `track.apply` does, and `drive.run_job` performs it over the `RayExecutor` below. A job runs
-in a thread of its own; every method answers while jobs run.
+It decides nothing itself: `track.apply` does, and `drive.run_job` performs it over a `RayExecutor`. A job runs in a
+thread of its own; every method answers while jobs run.
 """
 
 from __future__ import annotations
@@ -11,25 +11,26 @@ import threading
 import time
 import traceback
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import ray as untyped_ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from crucible.cache.store import Store
 from crucible.cluster.catalog import Catalog
-from crucible.cluster.drive import as_crucible_error, cached_report, may_pass, run_job, with_waiting
+from crucible.cluster.drive import as_crucible_error, cached_report, run_job, with_waiting
+from crucible.cluster.executor import RayExecutor, alive_nodes, reason_of
+from crucible.cluster.flights import Flights
 from crucible.cluster.prepare import Prepared, prepare, remember
-from crucible.cluster.track import CopyShard, RunItem
 from crucible.config import Token, node_settings
 from crucible.errors import AgentUnavailable, ClusterError, CrucibleError
 from crucible.hub.governor import Governor
 from crucible.manifest import Manifest
 from crucible.refs import DataRequest, NodeId, WorkItem
-from crucible.report import Counts, ItemResult, JobReport, Progress, Tally
+from crucible.report import ItemResult, JobReport, Progress, Tally
 from crucible.workers.daemon import Agent
 from crucible.workers.governing import cluster_governor
 from crucible.workers.secret import ensure_secret
@@ -37,8 +38,6 @@ from crucible.workers.tasks import (
     COORDINATOR,
     NAMESPACE,
     JobOptions,
-    copy_shard_task,
-    run_item_task,
     this_node,
 )
 
@@ -47,7 +46,10 @@ ray: Any = untyped_ray  # its annotations know neither `exceptions` nor what a r
 AGENT_TIMEOUT_S = 60.0
 """For an agent to start: an actor takes about a second here, a cold node with a slow disk much longer."""
 CALL_TIMEOUT_S = 10.0
-NODES_EVERY_S = 1.0
+RETRY_S = 0.2
+COORDINATOR_WAIT_S = 180.0
+"""For a coordinator that answers. Ray takes up to half a minute to notice that a node is dead, and as long keeps giving
+out the actor that died with it."""
 
 
 @dataclass
@@ -79,8 +81,17 @@ class CoordinatorCore:
         self._agents: dict[NodeId, tuple[Any, str]] = {}
         self._jobs: dict[str, _Job] = {}
         self._lock = threading.RLock()
+        self._asking = threading.Lock()
+        """Held by whoever starts agents or asks all of them: one at a time, and `_lock` stays free meanwhile."""
+        self._news: list[tuple[NodeId, Sequence[str], str | None]] | None = None
+        """What landed while the stores were being asked; None when nobody asks."""
+        self.flights: Flights[ItemResult] = Flights()
 
     # --- what agents and tasks ask
+
+    def answers(self) -> bool:
+        """True, from a coordinator that is there."""
+        return True
 
     def secret(self) -> str:
         return self._secret
@@ -91,8 +102,9 @@ class CoordinatorCore:
         return str(token) if token else None
 
     def arrived(self, job: str, size: int) -> None:
-        if job in self._jobs:
-            self._jobs[job].arrived += size
+        with self._lock:
+            if job in self._jobs:
+                self._jobs[job].arrived += size
 
     def locate(self, keys: Sequence[str]) -> dict[str, list[str]]:
         """shard key -> urls of agents that hold it."""
@@ -107,39 +119,71 @@ class CoordinatorCore:
     def ensure_agents(self) -> None:
         """Start an agent on every node that has none, and tell all of them of each other.
 
-        Every agent is asked for its url each time: one that Ray restarted listens on another port.
+        Every agent is asked for its url each time: one that Ray restarted listens on another port. A node that is dying
+        is asked until Ray knows it. Raises AgentUnavailable.
         """
-        alive = alive_nodes()
-        with self._lock:
-            known = {node: url for node, (_, url) in self._agents.items()}
-            for node in self._agents.keys() - alive.keys():
-                del self._agents[node]
-                self._catalog.drop(node)
-                self._items.drop(node)
-            asked = [
-                (node, agent, agent.address.remote()) for node in alive for agent in [self._agent(node, alive[node])]
-            ]
-            for node, agent, reply in asked:
-                try:
-                    self._agents[node] = (agent, ray.get(reply, timeout=AGENT_TIMEOUT_S))
-                except ray.exceptions.RayError as error:
-                    raise AgentUnavailable(node[:12], _reason(error)) from error
-            now = {node: url for node, (_, url) in self._agents.items()}
+        deadline = time.monotonic() + AGENT_TIMEOUT_S
+        with self._asking:
+            missing = alive_nodes()
+            with self._lock:
+                known = {node: url for node, (_, url) in self._agents.items()}
+                for node in self._agents.keys() - missing.keys():
+                    self._forget(node)
+            while problems := self._ask_agents(missing, deadline):
+                if time.monotonic() > deadline:
+                    node, problem = next(iter(problems.items()))
+                    raise AgentUnavailable(node[:12], reason_of(problem)) from problem
+                time.sleep(RETRY_S)
+                missing = {node: host for node, host in alive_nodes().items() if node in problems}
+            with self._lock:
+                now = {node: url for node, (_, url) in self._agents.items()}
+                agents = [agent for agent, _ in self._agents.values()]
             if now != known:
-                for agent, _ in self._agents.values():
+                for agent in agents:
                     agent.set_peers.remote(list(now.values()))
+
+    def _ask_agents(self, nodes: Mapping[NodeId, str], deadline: float) -> dict[NodeId, Exception]:
+        """Note the agents of `nodes`, started where there was none; those that may yet come, with what was wrong."""
+        problems: dict[NodeId, Exception] = {}
+        asked = [(node, agent, agent.address.remote()) for node in nodes for agent in [self._agent(node, nodes[node])]]
+        for node, agent, reply in asked:
+            try:
+                url = ray.get(reply, timeout=max(1.0, deadline - time.monotonic()))
+            except (ray.exceptions.RayActorError, ray.exceptions.ActorUnschedulableError) as error:
+                if getattr(error, "actor_init_failed", False):
+                    raise AgentUnavailable(node[:12], reason_of(error)) from error
+                problems[node] = error  # its node is dead, or so new that the one that was asked has not heard of it
+                with self._lock:
+                    self._forget(node)
+                continue
+            except ray.exceptions.RayError as error:
+                raise AgentUnavailable(node[:12], reason_of(error)) from error
+            with self._lock:
+                self._agents[node] = (agent, url)
+        return problems
+
+    def _forget(self, node: NodeId) -> None:
+        self._agents.pop(node, None)
+        self._catalog.drop(node)
+        self._items.drop(node)
 
     def rebuild_catalog(self) -> None:
         """Ask every store what it holds. A node that does not answer in time keeps what was believed of it."""
-        with self._lock:
-            asked = [(node, agent.report.remote()) for node, (agent, _) in self._agents.items()]
+        with self._asking:
+            with self._lock:
+                asked = [(node, agent.report.remote()) for node, (agent, _) in self._agents.items()]
+                self._news = []
+            reports = {}
             for node, reply in asked:
-                try:
-                    shards, items = ray.get(reply, timeout=AGENT_TIMEOUT_S)
-                except ray.exceptions.RayError:
-                    continue
-                self._catalog.replace(node, shards)
-                self._items.replace(node, items)
+                with suppress(ray.exceptions.RayError):
+                    reports[node] = ray.get(reply, timeout=AGENT_TIMEOUT_S)
+            with self._lock:
+                for node, (shards, items) in reports.items():
+                    self._catalog.replace(node, shards)
+                    self._items.replace(node, items)
+                news, self._news = self._news, None
+                for node, keys, item in news:  # a store that was asked before it landed did not know of it
+                    self.landed(node, keys, item)
 
     def _agent(self, node: NodeId, host: str) -> Any:
         if node in self._agents:
@@ -149,6 +193,7 @@ class CoordinatorCore:
             namespace=NAMESPACE,
             lifetime="detached",
             get_if_exists=True,
+            memory=1,  # see `start_coordinator`
             scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
         ).remote("127.0.0.1" if self._embedded else host)
 
@@ -161,7 +206,7 @@ class CoordinatorCore:
             try:
                 found.append({**ray.get(reply, timeout=CALL_TIMEOUT_S), "alive": True})
             except ray.exceptions.RayError as error:
-                found.append({"node": node, "alive": False, "problem": _reason(error)})
+                found.append({"node": node, "alive": False, "problem": reason_of(error)})
         return found
 
     # --- jobs
@@ -175,11 +220,11 @@ class CoordinatorCore:
         nodes: int | None,
         token_file: str | None,
     ) -> None:
-        """Start a job. Ask `progress` how far it is, and `result` how it ended."""
+        """Start a job, if it is not known. Ask `progress` how far it is, and `result` how it ended."""
         token = _take_token(token_file) or options.on_this_node().token
         with self._lock:
-            if job in self._jobs and not self._jobs[job].ended.is_set():
-                raise ClusterError(f"job {job} is running already")
+            if job in self._jobs:
+                return  # the driver lost sight of us, and asks again
             record = self._jobs[job] = _Job(Progress(job, "resolve"), request, token)
         work = threading.Thread(
             target=self._run, args=(job, record, request, options, replicas, nodes), name=f"job-{job}", daemon=True
@@ -229,7 +274,9 @@ class CoordinatorCore:
                 executor,
                 limit_bytes=options.inflight_bytes,
                 replicas=replicas,
-                prefer=self._where_done,
+                # source files that stay in a Hub cache do not pass through the store, where a spare keeps its ranges
+                part_bytes=None if options.keep_raw else options.part_bytes,
+                prefer=self.where_done,
                 observe=lambda progress: setattr(record, "progress", progress),
                 arrived=lambda: record.arrived,
                 offset_s=time.monotonic() - began,
@@ -259,15 +306,23 @@ class CoordinatorCore:
         calls = [agent.keep.remote(data, prepared.revisions, dict(prepared.survey)) for agent in agents]
         ray.wait(calls, num_returns=len(calls), timeout=AGENT_TIMEOUT_S)
 
-    def _where_done(self, item: WorkItem) -> NodeId | None:
+    def where_done(self, item: WorkItem) -> NodeId | None:
         """A node whose store has this item in full: doing it there moves nothing."""
         with self._lock:
             return min(self._items.holders(item.key) & self._agents.keys(), default=None)
 
-    def landed(self, node: NodeId, keys: Sequence[str]) -> None:
-        """Shards that have just become visible on a node."""
+    def landed(self, node: NodeId, shards: Sequence[str], item: str | None = None) -> None:
+        """Shards that have just become visible on a node, and the item that they complete."""
         with self._lock:
-            self._catalog.add(node, keys)
+            if self._news is not None:
+                self._news.append((node, shards, item))
+            self._catalog.add(node, shards)
+            if item is not None:
+                self._items.add(node, [item])
+
+    def agent_url(self, node: NodeId) -> str | None:
+        with self._lock:
+            return self._agents[node][1] if node in self._agents else None
 
     def weights(self) -> dict[NodeId, float]:
         """node -> free bytes of its store, to a power of two: so coarse that placement does not flutter."""
@@ -284,57 +339,6 @@ class CoordinatorCore:
 
 
 Coordinator: Any = ray.remote(num_cpus=0, max_concurrency=32)(CoordinatorCore)
-
-
-class RayExecutor:
-    """Items and copies as Ray tasks, node-affine and soft: a node that is gone gives its work to another by itself."""
-
-    def __init__(self, owner: CoordinatorCore, options: JobOptions, job: str, limit: int | None) -> None:
-        self._owner, self._options, self._job = owner, options, job
-        self._weights = dict(sorted(owner.weights().items())[:limit])
-        if not self._weights:
-            raise ClusterError("no node of this Ray cluster has a running agent; see `crucible nodes`")
-        self._looked_at = time.monotonic()
-
-    def run(self, command: RunItem) -> Future[ItemResult]:
-        there = NodeAffinitySchedulingStrategy(command.node, soft=True)
-        call = run_item_task.options(scheduling_strategy=there, name=f"item {command.item.index}")
-        future = cast("Future[ItemResult]", call.remote(command.item, self._options, self._job).future())
-        future.add_done_callback(self._landed)
-        return future
-
-    def copy(self, command: CopyShard) -> Future[Counts]:
-        there = NodeAffinitySchedulingStrategy(command.node, soft=False)
-        urls = tuple(self._owner.locate([command.shard.key])[command.shard.key])
-        call = copy_shard_task.options(scheduling_strategy=there, name=f"copy {command.shard.key[:12]}")
-        future = cast("Future[Counts]", call.remote(command.shard, urls, self._options).future())
-
-        def landed(done: Future[Counts]) -> None:
-            if done.exception() is None:
-                self._owner.landed(command.node, [command.shard.key])
-
-        future.add_done_callback(landed)
-        return future
-
-    def nodes(self) -> Mapping[NodeId, float]:
-        """The nodes this job began with, less those that have died since."""
-        if time.monotonic() - self._looked_at >= NODES_EVERY_S:
-            alive = alive_nodes()
-            self._weights = {node: weight for node, weight in self._weights.items() if node in alive}
-            self._looked_at = time.monotonic()
-        return self._weights
-
-    def as_error(self, error: BaseException, what: str) -> tuple[CrucibleError, bool]:
-        """A task's own error is judged by its type; a task that Ray lost (worker, node, memory) may pass elsewhere."""
-        if isinstance(error, ray.exceptions.RayTaskError):
-            typed = as_crucible_error(cast("Any", error).cause, what)
-            return typed, may_pass(typed)
-        return ClusterError(f"{what}: {_reason(error)}"), True
-
-    def _landed(self, done: Future[ItemResult]) -> None:
-        if done.exception() is None:
-            result = done.result()
-            self._owner.landed(result.node, [shard.key for shard in result.shards])
 
 
 def _take_token(path: str | None) -> Token | None:
@@ -356,22 +360,36 @@ def agent_name(node: NodeId) -> str:
     return f"crucible-agent-{node}"
 
 
-def alive_nodes() -> dict[NodeId, str]:
-    """node -> its address, for every node Ray knows to be alive."""
-    return {NodeId(n["NodeID"]): str(n["NodeManagerAddress"]) for n in ray.nodes() if n["Alive"]}
-
-
 def start_coordinator(*, embedded: bool) -> Any:
-    """The cluster's coordinator, started on this node if there is none."""
+    """The cluster's coordinator, started on this node if there is none. It may have died with a node: see `reach`."""
     return Coordinator.options(
         name=COORDINATOR,
         namespace=NAMESPACE,
         lifetime="detached",
         get_if_exists=True,
+        # a byte, because Ray lets this node place an actor that needs anything, and a random one any other. Just after
+        # the start a random node may not have heard of this one, and keeps the actor, to die with it (Ray 2.60)
+        memory=1,
         scheduling_strategy=NodeAffinitySchedulingStrategy(this_node(), soft=True),
     ).remote(embedded)
 
 
-def _reason(error: BaseException) -> str:
-    """The first line of what Ray says; the rest is its own traceback."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+def reach_coordinator(*, embedded: bool, wait_s: float = COORDINATOR_WAIT_S) -> Any:
+    """A coordinator that answers. Waits until Ray has noticed the death of one that does not, and starts another.
+
+    Raises ClusterError when none answers for `wait_s` seconds.
+    """
+    deadline = time.monotonic() + wait_s
+    while True:
+        coordinator = start_coordinator(embedded=embedded)
+        try:
+            ray.get(coordinator.answers.remote(), timeout=max(1.0, deadline - time.monotonic()))
+            return coordinator
+        except (
+            ray.exceptions.RayActorError,
+            ray.exceptions.ActorUnschedulableError,
+            ray.exceptions.GetTimeoutError,
+        ) as error:
+            if getattr(error, "actor_init_failed", False) or time.monotonic() > deadline:
+                raise ClusterError(f"no coordinator answers on this Ray cluster: {reason_of(error)}") from error
+            time.sleep(RETRY_S)

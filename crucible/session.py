@@ -38,8 +38,9 @@ if TYPE_CHECKING:
 
 POLL_S = 0.2
 
-COORDINATOR_LIVES = 3
-"""How many coordinators one `prefetch` may wear out: a killed one is replaced, and what was done is found done."""
+COORDINATOR_LIVES = 8
+"""How often one `prefetch` begins anew with a coordinator that answers: one that died is replaced, and what was done is
+found done. One that dies again and again does not die by accident."""
 
 
 def load_dataset(
@@ -225,14 +226,15 @@ def _run_on_cluster(
 
     ray = import_ray()
     options = JobOptions.of(settings, keep_raw=keep_raw, revision=request.repo.revision)
+    job = job_name(request)
     for life in range(COORDINATOR_LIVES):
-        job = job_name(request)
         try:
             return _one_job(job, request, settings, options, embedded, replicas, nodes, on_progress)
         except ray.exceptions.RayActorError as error:
             if life + 1 == COORDINATOR_LIVES:
-                raise ClusterError(f"job {job}: the coordinator died {COORDINATOR_LIVES} times ({error})") from error
-            time.sleep(1.0)  # Ray needs a moment to forget the dead actor's name
+                raise ClusterError(
+                    f"job {job}: the coordinator was lost {COORDINATOR_LIVES} times ({error})"
+                ) from error
     raise AssertionError("the loop returns or raises")
 
 
@@ -246,10 +248,10 @@ def _one_job(
     nodes: int | None,
     on_progress: Callable[[Progress], None],
 ) -> JobReport:
-    from crucible.cluster.coordinator import start_coordinator
+    from crucible.cluster.coordinator import reach_coordinator
 
     ray = import_ray()
-    coordinator = start_coordinator(embedded=embedded)
+    coordinator = reach_coordinator(embedded=embedded)
     token_file = _hand_over(settings)
     try:
         ray.get(coordinator.submit.remote(job, request, options, replicas, nodes, token_file))
@@ -289,10 +291,10 @@ class Located:
 
 def nodes(address: str | None = None) -> list[dict[str, Any]]:
     """One entry a node of a running cluster: its store's shards, bytes and free bytes. Raises ClusterUnreachable."""
-    from crucible.cluster.coordinator import start_coordinator
+    from crucible.cluster.coordinator import reach_coordinator
 
     with cluster(_running(address)):
-        found: list[dict[str, Any]] = import_ray().get(start_coordinator(embedded=False).nodes.remote())
+        found: list[dict[str, Any]] = import_ray().get(reach_coordinator(embedded=False).nodes.remote())
         return found
 
 

@@ -26,6 +26,7 @@ LAYERS = ("base", "workers", "cluster", "session", "cli")
 MAY_IMPORT_RAY = {
     "crucible.cluster.connect",
     "crucible.cluster.coordinator",
+    "crucible.cluster.executor",
     "crucible.workers.tasks",
     "crucible.workers.daemon",
     "crucible.workers.governing",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -21,6 +22,7 @@ import pytest
 
 import crucible
 from crucible.cache.store import Store
+from crucible.cluster.connect import cluster
 from crucible.hashing import sha256_file
 from crucible.report import JobReport, Progress
 from crucible.workers.secret import load_secret
@@ -63,8 +65,10 @@ def wrong_shards(home: Path, manifest: Any) -> list[str]:
 class Background:
     """A prefetch of `org/chat` in a thread, for a test that breaks something meanwhile."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, coordinator_on: str | None = None) -> None:
         self.seen: list[Progress] = []
+        if coordinator_on is not None:
+            start_coordinator_on(coordinator_on)
         self._future: Future[JobReport] = Future()
         threading.Thread(target=self._run, args=(address,), daemon=True).start()
 
@@ -77,6 +81,25 @@ class Background:
 
     def report(self) -> JobReport:
         return self._future.result(timeout=150)
+
+
+def start_coordinator_on(node: str) -> None:
+    """Start the coordinator where the product would not."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    from crucible.cluster.coordinator import COORDINATOR, NAMESPACE, Coordinator
+
+    there = NodeAffinitySchedulingStrategy(node, soft=False)
+    deadline = time.monotonic() + 30
+    while True:
+        options = {"name": COORDINATOR, "namespace": NAMESPACE, "lifetime": "detached", "get_if_exists": True}
+        actor = Coordinator.options(**options, memory=1, scheduling_strategy=there).remote(False)
+        try:
+            return ray.get(actor.answers.remote(), timeout=30)
+        except ray.exceptions.ActorUnschedulableError:  # the node is too new
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
 
 
 REAL = {
@@ -187,6 +210,24 @@ def test_two_replicas_survive_a_killed_node_without_the_hub(hub: FaultyHub, tmp_
     assert hub.bytes_sent() == 0
 
 
+def test_a_coordinator_that_dies_with_its_node_is_replaced_however_late_ray_notices(
+    hub: FaultyHub, tmp_path: Path, start_nodes: Any
+) -> None:
+    hub.import_folder("org/chat", chat_files(tmp_path / "data", files=6, rows=2000))
+    nodes = start_nodes(3, hub.endpoint)
+    hub.add("slow", origin="cdn", piece=4_000, wait=0.05)
+    with cluster(nodes.address):
+        job = Background(nodes.address, coordinator_on=nodes.nodes[2].node_id)
+        deadline = time.monotonic() + 60
+        while hub.bytes_sent() < 100_000 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert home_of("ray::CoordinatorCore") == nodes.homes[2]
+        nodes.kill_node(2)
+        hub.clear_faults()
+        assert job.report().rows == 12_000
+        assert home_of("ray::CoordinatorCore") == nodes.homes[0]
+
+
 def test_a_killed_worker_and_a_node_lost_midway_do_not_stop_the_job(
     hub: FaultyHub, tmp_path: Path, start_nodes: Any
 ) -> None:
@@ -197,6 +238,7 @@ def test_a_killed_worker_and_a_node_lost_midway_do_not_stop_the_job(
     deadline = time.monotonic() + 60
     while hub.bytes_sent() < 300_000 and time.monotonic() < deadline:
         time.sleep(0.05)
+    assert home_of("ray::CoordinatorCore") == nodes.homes[0], "it began where the driver is"
     children("ray::item")[0].kill()
     time.sleep(0.5)
     nodes.kill_node(2)
@@ -221,6 +263,37 @@ def children(title: str) -> list[Any]:
             continue  # it has ended meanwhile
     assert found, f"no process is called {title}"
     return found
+
+
+def home_of(title: str) -> Path:
+    """The store of the node on which the newest such process runs."""
+    process = max(children(title), key=lambda process: float(process.create_time()))
+    return Path(process.environ()["CRUCIBLE_HOME"])
+
+
+def test_two_drivers_that_want_the_same_at_once_cost_the_hub_one(
+    hub: FaultyHub, tmp_path: Path, start_nodes: Any
+) -> None:
+    hub.import_folder("org/chat", chat_files(tmp_path / "data", files=8, rows=1000))
+    nodes = start_nodes(2, hub.endpoint)
+    hub.add("slow", origin="cdn", piece=10_000, wait=0.05)
+    code = (
+        "import crucible, json\n"
+        f"report = crucible.prefetch('org/chat', split='train', address={nodes.address!r})\n"
+        "print(json.dumps([report.rows, report.counts.hub_bytes, report.splits[0].manifest]))\n"
+    )
+    other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        report = Background(nodes.address).report()
+        out, problem = other.communicate(timeout=120)
+        assert other.returncode == 0, problem
+    finally:
+        other.kill()
+        other.wait(10)
+    rows, paid, manifest = json.loads(out)
+    assert (rows, report.rows) == (8000, 8000)
+    assert manifest == report.splits[0].manifest
+    assert file_bytes(hub) == report.source_bytes == paid + report.counts.hub_bytes
 
 
 def test_a_killed_coordinator_is_replaced_and_finished_work_is_not_done_again(

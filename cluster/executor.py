@@ -1,0 +1,115 @@
+"""Work as Ray tasks: what a job's mind commands is sent to the node it named, and what became of it is told."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import replace
+from typing import Any, Protocol, cast
+
+import ray as untyped_ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from crucible.cluster.drive import as_crucible_error, may_pass
+from crucible.cluster.flights import Flights
+from crucible.cluster.track import CopyShard, RunItem
+from crucible.errors import ClusterError, CrucibleError
+from crucible.refs import NodeId, WorkItem
+from crucible.report import Counts, ItemResult
+from crucible.workers.tasks import JobOptions, copy_shard_task, run_item_task
+
+ray: Any = untyped_ray  # its annotations know neither `exceptions` nor what a remote call returns
+
+NODES_EVERY_S = 1.0
+
+
+class Owner(Protocol):
+    """What an executor needs of the coordinator. Any method from any thread."""
+
+    flights: Flights[ItemResult]
+    """The items of all jobs that are under way, by item key."""
+
+    def weights(self) -> dict[NodeId, float]: ...
+
+    def locate(self, keys: Sequence[str]) -> dict[str, list[str]]: ...
+
+    def where_done(self, item: WorkItem) -> NodeId | None: ...
+
+    def agent_url(self, node: NodeId) -> str | None: ...
+
+    def landed(self, node: NodeId, shards: Sequence[str], item: str | None = None) -> None: ...
+
+
+class RayExecutor:
+    """Items and copies as Ray tasks, node-affine and soft: a node that is gone gives its work to another by itself."""
+
+    def __init__(self, owner: Owner, options: JobOptions, job: str, limit: int | None) -> None:
+        self._owner, self._options, self._job = owner, options, job
+        self._weights = dict(sorted(owner.weights().items())[:limit])
+        if not self._weights:
+            raise ClusterError("no node of this Ray cluster has a running agent; see `crucible nodes`")
+        self._looked_at = time.monotonic()
+
+    def run(self, command: RunItem) -> Future[ItemResult]:
+        """Start the item, or wait for the job that has started it. A node that has it done already is asked first."""
+
+        def start() -> Future[ItemResult]:
+            done_at = self._owner.where_done(command.item)
+            node = done_at if done_at in self._weights else command.node
+            # where ranges of a lost node's file lie waiting, and nowhere else; an item without a spare runs anywhere
+            there = NodeAffinitySchedulingStrategy(node, soft=command.spare is None)
+            spare = self._owner.agent_url(command.spare) if command.spare is not None else None
+            call = run_item_task.options(scheduling_strategy=there, name=f"item {command.item.index}")
+            future = cast("Future[ItemResult]", call.remote(command.item, self._options, self._job, spare).future())
+            future.add_done_callback(self._landed)
+            return future
+
+        def share(result: ItemResult) -> ItemResult:  # what it cost is in the report of the job that paid
+            return replace(result, index=command.item.index, counts=Counts(), reused=True)
+
+        # a job that keeps the source files is not helped by one that does not
+        return self._owner.flights.join(f"{command.item.key} {self._options.keep_raw}", start, share)
+
+    def copy(self, command: CopyShard) -> Future[Counts]:
+        there = NodeAffinitySchedulingStrategy(command.node, soft=False)
+        urls = tuple(self._owner.locate([command.shard.key])[command.shard.key])
+        call = copy_shard_task.options(scheduling_strategy=there, name=f"copy {command.shard.key[:12]}")
+        future = cast("Future[Counts]", call.remote(command.shard, urls, self._options).future())
+
+        def landed(done: Future[Counts]) -> None:
+            if done.exception() is None:
+                self._owner.landed(command.node, [command.shard.key])
+
+        future.add_done_callback(landed)
+        return future
+
+    def nodes(self) -> Mapping[NodeId, float]:
+        """The nodes this job began with, less those that have died since."""
+        if time.monotonic() - self._looked_at >= NODES_EVERY_S:
+            alive = alive_nodes()
+            self._weights = {node: weight for node, weight in self._weights.items() if node in alive}
+            self._looked_at = time.monotonic()
+        return self._weights
+
+    def as_error(self, error: BaseException, what: str) -> tuple[CrucibleError, bool]:
+        """A task's own error is judged by its type; a task that Ray lost (worker, node, memory) may pass elsewhere."""
+        if isinstance(error, ray.exceptions.RayTaskError):
+            typed = as_crucible_error(cast("Any", error).cause, what)
+            return typed, may_pass(typed)
+        return ClusterError(f"{what}: {reason_of(error)}"), True
+
+    def _landed(self, done: Future[ItemResult]) -> None:
+        if done.exception() is None:
+            result = done.result()
+            self._owner.landed(result.node, [shard.key for shard in result.shards], result.key)
+
+
+def alive_nodes() -> dict[NodeId, str]:
+    """node -> its address, for every node Ray knows to be alive."""
+    return {NodeId(n["NodeID"]): str(n["NodeManagerAddress"]) for n in ray.nodes() if n["Alive"]}
+
+
+def reason_of(error: BaseException) -> str:
+    """The first line of what Ray says; the rest is its own traceback."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
