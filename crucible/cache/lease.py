@@ -243,6 +243,11 @@ def disk_time(folder: Path) -> float:
     return time.time()
 
 
+LOCK_MODE = 0o664
+"""Whatever the umask: users of one group who share a cache wait for each other, and the official client, which sets the
+same, fails on a lock that it may not open."""
+
+
 class Turn:
     """A lock between processes that saves waiting and double work; nothing is wrong without it. Not reentrant.
 
@@ -261,7 +266,9 @@ class Turn:
         try:
             if self._descriptor < 0:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
-                self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+                self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, LOCK_MODE)
+                with suppress(OSError):  # another user's, which has its mode already
+                    os.fchmod(self._descriptor, LOCK_MODE)
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False

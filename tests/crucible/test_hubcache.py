@@ -142,6 +142,32 @@ def test_a_listing_that_is_none_counts_as_absent(cache: HubCache, text: str) -> 
     assert cache.read_tree(REPO) is None
 
 
+def test_a_lock_is_where_and_as_the_official_client_has_it(cache: HubCache) -> None:
+    file = lfs("a.bin")
+    before = os.umask(0o077)
+    try:
+        with cache.blobs(REPO).claim(file):
+            lock = cache.root / ".locks" / "datasets--org--data" / f"{file.oid}.lock"
+            assert lock.stat().st_mode & 0o777 == 0o664
+            taken = f"WeakFileLock({str(lock)!r}, timeout=0.1).__enter__()"
+            cache.begin(REPO)
+            judge(
+                cache,
+                f"""
+                from filelock import Timeout
+                from huggingface_hub.utils import WeakFileLock
+                try:
+                    {taken}
+                except Timeout:
+                    pass
+                else:
+                    raise AssertionError("both had it")
+                """,
+            )
+    finally:
+        os.umask(before)
+
+
 def test_only_a_file_of_the_right_size_is_found_and_the_snapshot_comes_first(cache: HubCache) -> None:
     file = lfs("a.bin")
     assert cache.find(REPO, file) is None
