@@ -56,12 +56,14 @@ class Part:
 class Attempt:
     """One request for one part. Compared by identity: it may write while it is the part's owner."""
 
-    __slots__ = ("opened", "part", "source")
+    __slots__ = ("cut", "opened", "part", "source")
 
     def __init__(self, part: Part, source: str, *, opened: bool = False) -> None:
         self.part, self.source = part, source
         self.opened = opened
         """True when its source has begun to answer."""
+        self.cut: Callable[[], None] = lambda: None
+        """Ends its reading, from any thread."""
 
 
 def part_size(size: int, streams: int, most: int) -> int:
@@ -161,13 +163,14 @@ class Assembly:
     def owns(self, attempt: Attempt) -> bool:
         return attempt.part.owner is attempt
 
-    def overtake(self, part: Part, source: str, seen: Attempt | None, at: int) -> Attempt | None:
+    def overtake(self, part: Part, source: str, seen: Attempt, at: int) -> Attempt | None:
         """A hedge's first byte is here: the part is the hedge's, unless its owner woke up or was replaced meanwhile."""
         with self.changed, part.lock:
             if self._closed or part.owner is not seen or part.at != at or part.done or part not in self.parts:
                 return None
             attempt = part.owner = Attempt(part, source, opened=True)
             part.moved = time.monotonic()
+            seen.cut()  # it would hold its connection until its timeout
             return attempt
 
     def unhedged(self, part: Part) -> None:
@@ -183,7 +186,7 @@ class Assembly:
         with self.changed:
             if attempt.part.owner is not attempt:
                 return False
-            self._revoke()
+            self._revoke(but=attempt)
             kept = self._frontier()
             self._arrived(kept - sum(part.at - part.start for part in self.parts))
             rest = Part(kept, self.file.size, kept)
@@ -204,9 +207,11 @@ class Assembly:
                 self._begin()
             self.changed.notify_all()
 
-    def _revoke(self) -> None:
+    def _revoke(self, but: Attempt | None = None) -> None:
         for part in self.parts:
             with part.lock, suppress(StoreError):  # an unwritten line of the journal is only fetched again
+                if part.owner is not None and part.owner is not but and not part.done:
+                    part.owner.cut()
                 part.owner = None
                 self._record(part)
 

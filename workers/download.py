@@ -313,7 +313,7 @@ class _Delivery:
         with source.open(self._file, part.at, part.stop) as body:
             if self._first_byte_s is None:
                 self._first_byte_s = time.monotonic() - asked
-            attempt.opened = True
+            attempt.opened, attempt.cut = True, body.cut
             if body.etag and not self._same_etag(source.name, body.etag):
                 return
             skip = 0
@@ -363,6 +363,8 @@ class _Delivery:
                     if first is not None:
                         source.count(len(first))
                         attempt = self._assembly.overtake(part, source.name, seen, at)
+                        if attempt is not None:
+                            attempt.cut = body.cut
                         if attempt is not None and self._assembly.write(attempt, first):
                             self._pump(attempt, source, body.chunks)
             except Exception as error:  # noqa: BLE001 - a hedge that fails leaves everything as it was

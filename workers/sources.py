@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -38,6 +38,8 @@ class Body:
     """True when the range was ignored: what comes is the whole file, whatever was asked for."""
     etag: str = ""
     """What the place the bytes come from calls this version of the file; empty where it has no name for it."""
+    cut: Callable[[], None] = lambda: None
+    """End the reading from another thread: who waits for a chunk gets an error at once, not at its timeout."""
 
 
 class LinkExpired(Refusal):
@@ -85,8 +87,11 @@ def ranged(response: httpx.Response, file: SourceFile, start: int) -> int:
     return start
 
 
-def etag_of(response: httpx.Response) -> str:
-    return str(response.headers.get("etag", ""))
+def body_of(response: httpx.Response, file: SourceFile, start: int) -> Body:
+    """The body of a reply to `Range: bytes=start-`. Raises as `ranged` does."""
+    begins = ranged(response, file, start)
+    etag = str(response.headers.get("etag", ""))
+    return Body(begins, wire.chunks(response), response.status_code == 200, etag, lambda: wire.cut(response))
 
 
 class HubSource:
@@ -132,8 +137,7 @@ class HubSource:
                             if self._links.get(file.path) == url:  # else another thread has a new one already
                                 del self._links[file.path]
                         raise LinkExpired(response.status_code)
-                    begins = ranged(response, file, start)
-                    yield Body(begins, wire.chunks(response), response.status_code == 200, etag_of(response))
+                    yield body_of(response, file, start)
                     return
             raise Refusal(None, {}, f"more than {MAX_REDIRECTS} redirects")
 
@@ -172,8 +176,7 @@ class PeerSource:
             # no proxy between nodes, and no credentials out of ~/.netrc
             shard = f"{self.name}/v1/shards/{file.path}"
             with wire.peer_client().stream("GET", shard, headers=headers, timeout=self._timeout) as response:
-                begins = ranged(response, file, start)
-                yield Body(begins, wire.chunks(response), response.status_code == 200, etag_of(response))
+                yield body_of(response, file, start)
         except (httpx.TransportError, httpx.InvalidURL) as error:
             raise Refusal(None, {}, f"{type(error).__name__}: {error}") from error
 

@@ -148,6 +148,26 @@ def test_the_only_source_is_hedged_by_a_second_connection(tmp_path: Path) -> Non
             release.set()
 
 
+def test_a_stalled_connection_is_cut_when_it_is_given_up(tmp_path: Path) -> None:
+    """It would hold one of the cluster's connections until its timeout, which is far away here."""
+    release = threading.Event()
+
+    def stalls(request: Request) -> None:
+        request.begin()
+        request.part(1000)
+        release.wait(20)
+
+    with server(stalls) as (first, _), server(Request.right) as (second, _):
+        try:
+            assert fetch(tmp_path, first, second, timeout_s=60) == DATA
+            deadline = time.monotonic() + 10
+            while any(thread.name == "crucible-download" for thread in threading.enumerate()):
+                assert time.monotonic() < deadline, "a thread still waits for the stalled source"
+                time.sleep(0.02)
+        finally:
+            release.set()
+
+
 def test_a_source_that_wakes_up_after_its_hedge_writes_nothing(tmp_path: Path) -> None:
     """It wakes up with wrong bytes, while the file is still on its way: none of them may land."""
     wake, woken = threading.Event(), threading.Event()
