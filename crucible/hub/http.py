@@ -59,13 +59,6 @@ def bucket_of(url: str, endpoint: str) -> str:
     return "api" if path.startswith("/api/") else "pages"
 
 
-def wait_after(status: int | None, headers: Mapping[str, str], attempt: int, *, cap_s: float) -> float:
-    """Seconds to wait before try `attempt + 1` (the first try is 0), without jitter: what the reply said, else 1, 2, 4,
-    8, 16 s, never more than `cap_s`. For those who send without a governor."""
-    said = said_wait(status, headers)
-    return said if said is not None else min(cap_s, float(2 ** min(attempt, 30)))
-
-
 class Refusal(Exception):
     """A reply that is not the thing asked for. Stays inside crucible: callers turn it into a named error."""
 

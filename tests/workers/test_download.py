@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from crucible.cache.blobs import BlobFolder
 from crucible.errors import ChecksumMismatch, SizeMismatch, SourceUnavailable
-from crucible.hub.http import wait_after
 from crucible.refs import SourceFile
 from crucible.report import Observer, Tally, unobserved
 from crucible.workers.download import DownloadOptions, bring
@@ -196,26 +195,3 @@ def test_whatever_a_source_does_what_lands_is_right_or_nothing(
             assert fetch(folder, url, options=replace(OPTIONS, streams=streams)) == DATA
         except (ChecksumMismatch, SizeMismatch, SourceUnavailable):
             assert landed(folder) == []
-
-
-@pytest.mark.parametrize(
-    ("status", "headers", "attempt", "expected"),
-    [
-        (429, {"ratelimit": '"api";r=0;t=55'}, 0, 56),
-        (429, {"ratelimit": '"api";r=7;t=55', "retry-after": "3"}, 0, 4),
-        (429, {"ratelimit": '"api";r=7;t=55'}, 2, 4),
-        (503, {"retry-after": "9"}, 0, 10),
-        (503, {"retry-after": "Wed, 21 Oct 2026 07:28:00 GMT", "date": "Wed, 21 Oct 2026 07:27:50 GMT"}, 1, 11),
-        (503, {"retry-after": "soon"}, 1, 2),
-        (500, {"retry-after": "9"}, 0, 1),
-        (None, {}, 0, 1),
-        (None, {}, 3, 8),
-        (429, {"ratelimit": '"api";r=0;t=299'}, 0, 300),
-        (429, {"ratelimit": '"api";r=0;t=4000'}, 0, 900),
-        (500, {}, 20, 60),
-    ],
-)
-def test_the_wait_is_what_the_hub_says_else_it_doubles(
-    status: int | None, headers: dict[str, str], attempt: int, expected: float
-) -> None:
-    assert wait_after(status, headers, attempt, cap_s=60) == expected
