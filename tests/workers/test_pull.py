@@ -199,6 +199,19 @@ def test_offline_what_was_pulled_loads_and_half_of_it_does_not(org_data: FaultyH
     assert org_data.log == []
 
 
+def test_offline_and_online_make_the_same_manifest(
+    hub: FaultyHub, hf_home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    names = [f"data/{part}/train-{n}.jsonl" for part in ("a", "A", "a.b", "é") for n in (10, 9)]
+    hub.import_files("org/data", {name: b'{"a": "%d"}\n' % number * 9 for number, name in enumerate(names)}, lfs=True)
+    monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+    online = crucible.load_dataset("org/data", split="train").manifest
+    pulled()
+    monkeypatch.setenv("CRUCIBLE_HOME", str(tmp_path / "another"))
+    with offline():
+        assert crucible.load_dataset("org/data", split="train").manifest.id == online.id
+
+
 def test_a_snapshot_without_a_listing_is_given_offline_but_not_taken_for_a_dataset(
     org_data: FaultyHub, hf_home: Path
 ) -> None:
