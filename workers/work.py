@@ -8,9 +8,9 @@ the source bytes that it brought in the store's `raw`, where the next task finds
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,14 +21,14 @@ from crucible.config import Settings
 from crucible.errors import ChecksumMismatch, ConversionError, StoreError
 from crucible.hub.client import is_folder
 from crucible.hub.governor import Governor
-from crucible.hub.http import HubHttp
+from crucible.hub.http import HubHttp, Refusal
 from crucible.manifest import pack_schema
 from crucible.refs import NodeId, RepoRef, ShardInfo, SourceFile, WorkItem, safe_repo_path
 from crucible.report import ItemResult, Observer, Tally, TransferEvent, unobserved
 from crucible.workers.cached import cached_copy, is_right
 from crucible.workers.convert import convert, schema_of_item
 from crucible.workers.download import DownloadOptions, Spare, bring
-from crucible.workers.sources import HubSource, PeerSource, Source
+from crucible.workers.sources import Body, HubSource, PeerSource, Source
 from crucible.workers.xet import having, xet_source
 
 FILES_AT_ONCE = 16
@@ -66,14 +66,20 @@ def run_item(item: WorkItem, place: Workplace) -> ItemResult:
         if (found := _found(item, place)) is not None:
             return found
         tally = Tally()
-        with place.store.workspace() as folder:
-            brought = _bring(item, place, folder, tally)
-            try:
-                shards, schemas = _convert(item, brought, folder, place.store)
-            except ConversionError:
-                for source in brought:  # right bytes that cannot be read will not read better the next time
-                    source.done()
-                raise
+        try:
+            with place.store.workspace() as folder:
+                brought = _bring(item, place, folder, tally)
+                try:
+                    shards, schemas = _convert(item, brought, folder, place.store)
+                except ConversionError:
+                    for source in brought:  # right bytes that cannot be read will not read better the next time
+                        source.done()
+                    raise
+        except Exception:
+            # on a disk without locks two may work at once, and the first to end takes the source files away
+            if (found := _found(item, place)) is not None:
+                return found
+            raise
         seconds = time.monotonic() - began
         result = ItemResult(
             item.index, item.key, place.node, tuple(shards), tuple(schemas.items()), tally.counts, seconds
@@ -166,13 +172,17 @@ def _bring(item: WorkItem, place: Workplace, folder: Path, tally: Tally) -> list
     with ExitStack() as stack:
         sources = hub_sources(item.repo, place, tally, stack, blobs.root)
 
+        def wanted() -> bool:
+            return place.store.get_item(item, place.node) is None
+
         def get(number: int, file: SourceFile) -> _Brought:
             if (path := cached_copy(cache, item.repo, file, tally)) is not None:
                 place.observe(TransferEvent("progress", file.path, file.size, source=str(path)))
                 if place.keep_raw:
                     cache.link(item.repo, file)
                 return _Brought(file, path, seen=_stamp(path))
-            path = bring(file, having(file, sources), blobs, options, tally, place.observe)
+            asked: list[Source] = [_Wanted(source, wanted) for source in having(file, sources)]
+            path = bring(file, asked, blobs, options, tally, place.observe)
             if place.keep_raw:
                 cache.link(item.repo, file)
                 return _Brought(file, path)
@@ -218,6 +228,31 @@ def _in_place(path: Path, file: SourceFile, place: Workplace, tally: Tally) -> _
     tally.add(local_bytes=file.size, verified_files=1)
     place.observe(TransferEvent("progress", file.path, file.size, source=str(path)))
     return _Brought(file, path, seen=seen)
+
+
+class _DoneMeanwhile(Exception):
+    """Another process has finished the item that these bytes are for."""
+
+
+class _Wanted:
+    """A source that is asked for nothing that is not wanted any more.
+
+    A process that waited for another one's download may find that it was not only brought but used up.
+    """
+
+    def __init__(self, source: Source, wanted: Callable[[], bool]) -> None:
+        self._source, self._wanted, self.name = source, wanted, source.name
+
+    def open(self, file: SourceFile, start: int, stop: int) -> AbstractContextManager[Body]:
+        if not self._wanted():
+            raise _DoneMeanwhile
+        return self._source.open(file, start, stop)
+
+    def refused(self, file: SourceFile, refusal: Refusal) -> Exception:
+        return self._source.refused(file, refusal)
+
+    def count(self, size: int) -> None:
+        self._source.count(size)
 
 
 def _own_name(blob: Path, name: Path) -> Path:
