@@ -205,11 +205,14 @@ def test_offline_and_online_make_the_same_manifest(
     names = [f"data/{part}/train-{n}.jsonl" for part in ("a", "A", "a.b", "é") for n in (10, 9)]
     hub.import_files("org/data", {name: b'{"a": "%d"}\n' % number * 9 for number, name in enumerate(names)}, lfs=True)
     monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
-    online = crucible.load_dataset("org/data", split="train").manifest
+    online = crucible.load_dataset("org/data", split="train")
     pulled()
     monkeypatch.setenv("CRUCIBLE_HOME", str(tmp_path / "another"))
     with offline():
-        assert crucible.load_dataset("org/data", split="train").manifest.id == online.id
+        loaded = crucible.load_dataset("org/data", split="train")
+    assert isinstance(online, crucible.Dataset)
+    assert isinstance(loaded, crucible.Dataset)
+    assert loaded.manifest.id == online.manifest.id
 
 
 def test_a_snapshot_without_a_listing_is_given_offline_but_not_taken_for_a_dataset(
