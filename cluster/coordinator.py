@@ -13,7 +13,6 @@ import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import ray as untyped_ray
@@ -33,7 +32,7 @@ from crucible.refs import DataRequest, NodeId, WorkItem
 from crucible.report import ItemResult, JobReport, Progress, Tally
 from crucible.workers.daemon import Agent
 from crucible.workers.governing import cluster_governor
-from crucible.workers.secret import ensure_secret
+from crucible.workers.secret import ensure_secret, take_token
 from crucible.workers.tasks import (
     COORDINATOR,
     NAMESPACE,
@@ -136,11 +135,20 @@ class CoordinatorCore:
                 time.sleep(RETRY_S)
                 missing = {node: host for node, host in alive_nodes().items() if node in problems}
             with self._lock:
-                now = {node: url for node, (_, url) in self._agents.items()}
-                agents = [agent for agent, _ in self._agents.values()]
-            if now != known:
-                for agent in agents:
+                agents = dict(self._agents)
+            if known != (now := {node: url for node, (_, url) in agents.items()}):
+                for agent, _ in agents.values():
                     agent.set_peers.remote(list(now.values()))
+                self._introduce([agents[node][0] for node in now.keys() - known.keys()])
+
+    def _introduce(self, agents: Sequence[Any]) -> None:
+        """Tell agents of nodes that are new to us what was prefetched before they came. Nobody waits for it."""
+        names = self._store.names()
+        for manifest in self._store.manifests():
+            if (survey := self._store.get_survey(manifest.repo)) is not None:
+                told = ray.put([manifest.to_json()])
+                for agent in agents:
+                    agent.keep.remote(told, sorted(names.get(manifest.id, ())), survey)
 
     def _ask_agents(self, nodes: Mapping[NodeId, str], deadline: float) -> dict[NodeId, Exception]:
         """Note the agents of `nodes`, started where there was none; those that may yet come, with what was wrong."""
@@ -221,7 +229,7 @@ class CoordinatorCore:
         token_file: str | None,
     ) -> None:
         """Start a job, if it is not known. Ask `progress` how far it is, and `result` how it ended."""
-        token = _take_token(token_file) or options.on_this_node().token
+        token = take_token(token_file) or options.on_this_node().token
         with self._lock:
             if job in self._jobs:
                 return  # the driver lost sight of us, and asks again
@@ -339,21 +347,6 @@ class CoordinatorCore:
 
 
 Coordinator: Any = ray.remote(num_cpus=0, max_concurrency=32)(CoordinatorCore)
-
-
-def _take_token(path: str | None) -> Token | None:
-    """Read the driver's token from a 0600 file on this node and remove it: so it is in no argument of any call.
-
-    None when there is none, or when the driver is on another machine: the nodes' own tokens are used then.
-    """
-    if path is None:
-        return None
-    try:
-        token = Token(Path(path).read_text().strip())
-        Path(path).unlink(missing_ok=True)
-    except OSError:
-        return None
-    return token or None
 
 
 def agent_name(node: NodeId) -> str:

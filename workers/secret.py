@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hmac
 import secrets
+from pathlib import Path
 
 from crucible.cache.store import Store
+from crucible.config import Token
 
 FILE = "secret"
 
@@ -39,3 +41,18 @@ def load_secret(store: Store) -> str | None:
 def same_secret(given: str, secret: str) -> bool:
     """Compare in constant time."""
     return hmac.compare_digest(given.encode(), secret.encode())
+
+
+def take_token(path: str | None) -> Token | None:
+    """Read the driver's token from a 0600 file on this node and remove it: so it is in no argument of any call.
+
+    None when there is none, or when the driver is on another machine: the nodes' own tokens are used then.
+    """
+    if path is None:
+        return None
+    try:
+        token = Token(Path(path).read_text().strip())
+        Path(path).unlink(missing_ok=True)
+    except OSError:
+        return None
+    return token or None

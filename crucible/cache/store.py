@@ -186,6 +186,16 @@ class Store:
                 with suppress(ManifestError, OSError):
                     yield manifest_from_json(path.read_bytes(), path.stem)
 
+    def names(self) -> dict[str, set[str]]:
+        """Manifest id -> the revisions (a commit is one) whose name points to it."""
+        found: dict[str, set[str]] = {}
+        with suppress(OSError):
+            for path in (self.home / "refs").glob("*/*/*/*.json"):
+                with suppress(OSError, ValueError, KeyError, TypeError):
+                    manifest_id = str(json.loads(path.read_bytes())["manifest"])
+                    found.setdefault(manifest_id, set()).add(_unpart(path.parts[-3]))
+        return found
+
     def _ref_folder(self, repo: RepoRef) -> Path:
         return self.home / "refs" / _part(f"{repo.repo_type}s/{repo.repo_id}") / _part(repo.revision)
 

@@ -53,6 +53,22 @@ class Nodes:
     def address(self) -> str:
         return str(self.cluster.address)
 
+    def start(self, home: Path, cpus: int = 1) -> None:
+        node = self.cluster.add_node(
+            num_cpus=cpus,
+            env_vars={**self.environment, "CRUCIBLE_HOME": str(home)},
+            include_dashboard=False,
+            object_store_memory=80 << 20,
+            wait=not self.nodes,  # for the head; the others start together
+        )
+        self.nodes.append(node)
+
+    def join(self, home: Path) -> None:
+        """One more node, later."""
+        self.homes.append(home)
+        self.start(home)
+        self.cluster.wait_for_nodes()
+
     def kill_node(self, number: int) -> None:
         """SIGKILL the raylet and all its workers, as a power cut would."""
         self.cluster.remove_node(self.nodes[number], allow_graceful=False)
@@ -103,15 +119,7 @@ def ray_nodes(folder: Path, count: int, environment: Mapping[str, str], *, cpus:
         nodes.cluster = Cluster()
         try:
             for home in nodes.homes:
-                variables = {**environment, "CRUCIBLE_HOME": str(home)}
-                node = nodes.cluster.add_node(
-                    num_cpus=cpus,
-                    env_vars=variables,
-                    include_dashboard=False,
-                    object_store_memory=80 << 20,
-                    wait=not nodes.nodes,  # for the head; the others start together
-                )
-                nodes.nodes.append(node)
+                nodes.start(home, cpus)
             nodes.cluster.wait_for_nodes()
             yield nodes
         finally:

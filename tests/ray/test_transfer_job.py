@@ -13,6 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 import crucible
+from crucible.cache.store import Store
+from crucible.refs import RepoRef
 from tests.hubserver.faults import FaultyHub
 from tests.ray.conftest import ray_nodes
 from tests.ray.test_main_job import Background, chat_files, file_bytes
@@ -42,6 +44,26 @@ def test_cold_nodes_cost_the_hub_the_bytes_of_one_and_calls_that_do_not_grow_wit
         assert sum(len(rank["epochs"][0]) for rank in ranks) == 24_000
         assert file_bytes(hub) == report.source_bytes == report.counts.hub_bytes
     assert calls[2] == calls[4]
+
+
+def test_a_node_that_joins_later_knows_what_was_prefetched_before(
+    hub: FaultyHub, tmp_path: Path, start_nodes: Any
+) -> None:
+    hub.import_folder("org/chat", chat_files(tmp_path / "data", files=2, rows=500))
+    nodes = start_nodes(1, hub.endpoint)
+    crucible.prefetch("org/chat", split="train", address=nodes.address)
+    nodes.join(tmp_path / "late")
+    assert len(crucible.session.nodes(nodes.address)) == 2
+    late = Store(nodes.homes[1])
+    deadline = time.monotonic() + WAIT_S
+    while not late.find_manifests(RepoRef("org/chat", "main"), "default") and time.monotonic() < deadline:
+        time.sleep(0.05)
+    nodes.homes.reverse()  # rank 0, on the late node, with nobody but the other node to ask
+    hub.clear_log()
+    ranks = nodes.ranks("org/chat", split="train", epochs=1, HF_HUB_OFFLINE="1")
+    assert [len(rank["epochs"][0]) for rank in ranks] == [500, 500]
+    assert ranks[0]["note"]["peer_shards"] > 0
+    assert hub.log == []
 
 
 def big_files(folder: Path, files: int, rows: int) -> Path:
