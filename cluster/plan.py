@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from crucible.cluster.place import assign
 from crucible.cluster.resolve import ResolvedSplit
+from crucible.parts import part_size
 from crucible.refs import NodeId, RepoRef, SourceFile, WorkItem
 
 BATCH_SHARE = 64
@@ -41,13 +42,13 @@ def plan_items(repo: RepoRef, split: ResolvedSplit, *, shard_bytes: int) -> Iter
         yield WorkItem(index, repo, tuple(batch), split.options, shard_bytes)
 
 
-def file_requests(file: SourceFile, *, part_bytes: int) -> tuple[int, int]:
+def file_requests(file: SourceFile, *, part_bytes: int, streams: int) -> tuple[int, int]:
     """(to the Hub, to its CDN): the requests that bringing one file takes when nothing goes wrong.
 
     An LFS file is resolved once and then read in parts from where the Hub redirected to; a regular file is answered by
     the Hub itself, in parts; an empty file is not asked for at all.
     """
-    parts = -(-file.size // part_bytes)
+    parts = -(-file.size // part_size(file.size, streams, part_bytes))
     if file.lfs:
         return (1 if parts else 0), parts
     return parts, 0
@@ -105,7 +106,13 @@ class Cost:
 
 
 def cost(
-    splits: Iterable[Cost], nodes: Mapping[NodeId, float], *, part_bytes: int, replicas: int, reads_all: bool
+    splits: Iterable[Cost],
+    nodes: Mapping[NodeId, float],
+    *,
+    part_bytes: int,
+    streams: int,
+    replicas: int,
+    reads_all: bool,
 ) -> tuple[NodePlan, ...]:
     """What each node does when the items are placed by `place.assign`. `nodes` maps node -> weight.
 
@@ -126,7 +133,7 @@ def cost(
             made = split.shard_bytes[item.index]
             everything += made
             one[3] += made
-            one[4] += sum(sum(file_requests(file, part_bytes=part_bytes)) for file in item.files)
+            one[4] += sum(sum(file_requests(file, part_bytes=part_bytes, streams=streams)) for file in item.files)
             one[5] = max(one[5], item.size)
     copies = max(0, min(replicas, len(nodes)) - 1)
     plans = []

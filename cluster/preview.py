@@ -38,7 +38,14 @@ def preview(
         splits = tuple(split.name for split in prepared.splits)
         items = prepared.items
     costs = [Cost(part, sizes) for part, sizes in zip(items, made, strict=True)]
-    per_node = cost(costs, names, part_bytes=settings.part_bytes, replicas=replicas, reads_all=True)
+    per_node = cost(
+        costs,
+        names,
+        part_bytes=settings.part_bytes,
+        streams=settings.streams,
+        replicas=replicas,
+        reads_all=True,
+    )
     if prepared.cached:  # nothing comes from the Hub again
         per_node = tuple(replace(node, hub_bytes=0, requests=0) for node in per_node)
     elif is_folder(prepared.repo.repo_id):

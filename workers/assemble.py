@@ -25,8 +25,6 @@ from crucible.workers.ladder import Failures
 
 JOURNAL_BYTES = 8 << 20
 """How much of a part may be lost with its process: a line of the journal for every so many bytes."""
-LEAST_PART = 8 << 20
-"""Smaller ranges cost more in round trips than they gain in parallelism."""
 HASH_BLOCK = 1 << 20
 FLUSH_BYTES = 32 << 20
 """How much may wait in the page cache: a flush beside the transfer instead of all of it at the end took the 0.3 s of
@@ -64,12 +62,6 @@ class Attempt:
         """True when its source has begun to answer."""
         self.cut: Callable[[], None] = lambda: None
         """Ends its reading, from any thread."""
-
-
-def part_size(size: int, streams: int, most: int) -> int:
-    """Bytes of one range: a share of the file for every stream, at least `LEAST_PART`, never more than `most`."""
-    share = -(-size // max(1, streams))
-    return max(1, min(most, max(LEAST_PART, share)))
 
 
 def parts_of(have: Sequence[tuple[int, int]], missing: Sequence[tuple[int, int]], most: int) -> list[Part]:

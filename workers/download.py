@@ -19,14 +19,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from crucible.cache.blobs import SMALL_BYTES, BlobFolder, Partial
+from crucible.cache.blobs import BlobFolder, Partial
 from crucible.config import Settings
 from crucible.errors import ChecksumMismatch, CrucibleError, SizeMismatch
 from crucible.hashing import hash_bytes
 from crucible.hub.http import Refusal
+from crucible.parts import SMALL_BYTES, part_size
 from crucible.refs import SourceFile
 from crucible.report import Observer, Tally, TransferEvent, unobserved
-from crucible.workers.assemble import Assembly, Attempt, Part, part_size
+from crucible.workers.assemble import Assembly, Attempt, Part
 from crucible.workers.ladder import Failures, Ladder
 from crucible.workers.sources import Source
 

@@ -177,8 +177,11 @@ class PeerSource:
             shard = f"{self.name}/v1/shards/{file.path}"
             with wire.peer_client().stream("GET", shard, headers=headers, timeout=self._timeout) as response:
                 yield body_of(response, file, start)
-        except (httpx.TransportError, httpx.InvalidURL) as error:
+        except (httpx.TransportError, httpx.InvalidURL, httpx.DecodingError) as error:
             raise Refusal(None, {}, f"{type(error).__name__}: {error}") from error
+        except Refusal as refusal:
+            # no governor hears what a peer says of waiting: it is tried again like one that said nothing
+            raise Refusal(refusal.status, {}, refusal.reason) from refusal
 
     def refused(self, file: SourceFile, refusal: Refusal) -> Exception:
         return SourceUnavailable(f"shard {file.path[:12]}", self.name, refusal.reason)

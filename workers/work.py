@@ -16,9 +16,9 @@ from pathlib import Path
 
 from crucible.cache.blobs import BlobFolder
 from crucible.cache.hubcache import HubCache
-from crucible.cache.store import Store, disk_errors
+from crucible.cache.store import Store
 from crucible.config import Settings
-from crucible.errors import ChecksumMismatch, ConversionError, StoreError
+from crucible.errors import ChecksumMismatch, ConversionError, SourceUnavailable, StoreError
 from crucible.hub.client import is_folder
 from crucible.hub.governor import Governor
 from crucible.hub.http import HubHttp, Refusal
@@ -221,10 +221,13 @@ def hub_sources(repo: RepoRef, place: Workplace, tally: Tally, stack: ExitStack,
 
 def _in_place(path: Path, file: SourceFile, place: Workplace, tally: Tally) -> _Brought:
     """A file of a repo that is a folder on this disk: verified, and used where it lies."""
-    with disk_errors(path):
+    try:
         seen = _stamp(path)
-        if not is_right(path, file):
-            raise ChecksumMismatch(file.path, str(path), file.oid, "other bytes than when the folder was listed")
+        right = is_right(path, file)
+    except OSError as error:
+        raise SourceUnavailable(file.path, str(path.parent), error.strerror or str(error)) from error
+    if not right:
+        raise ChecksumMismatch(file.path, str(path), file.oid, "other bytes than when the folder was listed")
     tally.add(local_bytes=file.size, verified_files=1)
     place.observe(TransferEvent("progress", file.path, file.size, source=str(path)))
     return _Brought(file, path, seen=seen)

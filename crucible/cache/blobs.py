@@ -29,10 +29,9 @@ from crucible.cache.lease import Lease, Names, Silence, Turn, disk_time
 from crucible.cache.partial import Partial as Partial
 from crucible.cache.partial import is_whole
 from crucible.errors import StoreError
+from crucible.parts import SMALL_BYTES as SMALL_BYTES
 from crucible.refs import SourceFile
 
-SMALL_BYTES = 1 << 20
-"""Below this a blob comes in one piece and is `put`: a lease would cost more than a second download."""
 _OID = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _JOURNAL = re.compile(r"(?:[0-9a-f]{40}|[0-9a-f]{64})\.(?P<generation>[0-9a-f]{8})\.journal\.incomplete")
 _POLL_S = (0.01, 0.5)

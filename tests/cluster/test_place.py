@@ -104,9 +104,10 @@ def test_the_same_content_has_the_same_key_under_another_path_and_commit() -> No
 
 
 def test_requests_are_one_resolve_and_a_get_a_part() -> None:
-    assert file_requests(SourceFile("a", 100, "0" * 64, True), part_bytes=40) == (1, 3)
-    assert file_requests(SourceFile("a", 100, "0" * 40, False), part_bytes=1000) == (1, 0)
-    assert file_requests(SourceFile("a", 0, "0" * 40, False), part_bytes=1000) == (0, 0)
+    assert file_requests(SourceFile("a", 3 << 20, "0" * 64, True), part_bytes=1 << 20, streams=8) == (1, 3)
+    assert file_requests(SourceFile("a", 100, "0" * 64, True), part_bytes=40, streams=8) == (1, 1)
+    assert file_requests(SourceFile("a", 100, "0" * 40, False), part_bytes=1000, streams=8) == (1, 0)
+    assert file_requests(SourceFile("a", 0, "0" * 40, False), part_bytes=1000, streams=8) == (0, 0)
 
 
 def test_the_catalog_forgets_a_node_and_keeps_the_others() -> None:

@@ -13,9 +13,9 @@ import pytest
 
 from crucible.cache.blobs import BlobFolder
 from crucible.errors import ChecksumMismatch
+from crucible.parts import LEAST_PART, SMALL_BYTES, part_size
 from crucible.refs import SourceFile
 from crucible.report import Tally, TransferEvent
-from crucible.workers.assemble import LEAST_PART, part_size
 from crucible.workers.download import FAR_S, DownloadOptions, bring
 from crucible.workers.sources import PeerSource
 from tests.fakes.scripted import DATA, Request, server
@@ -277,6 +277,8 @@ def test_events_tell_the_story_of_a_file(tmp_path: Path) -> None:
         (100 << 20, 8, 64 << 20, -(-(100 << 20) // 8)),
         (10 << 20, 8, 64 << 20, LEAST_PART),
         (10 << 20, 8, 1 << 20, 1 << 20),
+        (SMALL_BYTES - 1, 8, 1000, SMALL_BYTES - 1),
+        (0, 8, 1000, 1),
     ],
 )
 def test_a_part_is_a_share_for_every_stream_within_bounds(size: int, streams: int, most: int, expected: int) -> None:
