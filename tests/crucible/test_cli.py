@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import io
 import json
 import os
-import pty
 import re
 import signal
 import subprocess
@@ -43,26 +39,6 @@ ALL = [pytest.param(path, command, id=" ".join(("crucible", *path))) for path, c
 
 def run(*args: str, env: dict[str, str | None] | None = None) -> Result:
     return CliRunner().invoke(cli, args, prog_name="crucible", env={"COLUMNS": "80", **(env or {})})
-
-
-@pytest.fixture
-def data(hub: FaultyHub, monkeypatch: pytest.MonkeyPatch) -> FaultyHub:
-    """A Hub with `org/toy` (configs a and b) and HF_ENDPOINT pointing to it."""
-    card = (
-        b"---\nconfigs:\n- config_name: a\n  data_files:\n  - split: train\n    path: a/train.jsonl\n"
-        b"  - split: test\n    path: a/test.jsonl\n- config_name: b\n  data_files: b/*.csv\n---\n"
-    )
-    hub.import_files(
-        "org/toy",
-        {
-            "README.md": card,
-            "a/train.jsonl": b"".join(b'{"n": %d, "text": "row %d"}\n' % (n, n) for n in range(100)),
-            "a/test.jsonl": b'{"n": 0, "text": "line\\nend"}\n',
-            "b/one.csv": b"x,y\n1,2\n",
-        },
-    )
-    monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
-    return hub
 
 
 @pytest.mark.parametrize(("path", "command"), ALL)
@@ -248,22 +224,6 @@ def test_head_prints_rows_on_stdout_and_progress_on_stderr(data: FaultyHub) -> N
     assert (quiet.stdout, quiet.stderr) == (loud.stdout, "")
 
 
-def test_a_bar_is_drawn_in_a_terminal_only_and_leaves_stdout_alone(data: FaultyHub) -> None:
-    ours, theirs = pty.openpty()
-    command = [sys.executable, "-m", "crucible", "data", "head", "org/toy", "--config", "a", "-n", "1", "--json"]
-    child = subprocess.run(
-        command, stdout=subprocess.PIPE, stderr=theirs, text=True, timeout=60, env={**os.environ, "TERM": "xterm"}
-    )
-    os.close(theirs)
-    drawn = b""
-    with contextlib.suppress(OSError):  # how a pty whose other end is closed says that it is at its end
-        while part := os.read(ours, 65536):
-            drawn += part
-    os.close(ours)
-    assert json.loads(child.stdout) == {"n": 0, "text": "row 0"}
-    assert "toy: reading" in drawn.decode()
-
-
 def test_head_shows_a_line_end_as_an_escape_and_only_the_columns_asked_for(data: FaultyHub) -> None:
     result = run("data", "head", "org/toy", "--config", "a", "--split", "test", "--columns", "text", "-q")
     assert result.stdout == "row 0\n  text  line\\nend\n"
@@ -357,74 +317,3 @@ def test_the_module_is_the_command() -> None:
         env=dict(os.environ),
     )
     assert re.fullmatch(r"crucible \S+\n", child.stdout)
-
-
-def test_a_bar_shows_bytes_and_items_and_cuts_a_long_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    from rich.console import Console
-
-    from crucible.cli.progress import Watch
-    from crucible.report import Progress
-
-    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
-    screen = Console(width=80, force_terminal=True, record=True, file=io.StringIO())
-    monkeypatch.setattr("rich.console.Console", lambda **_: screen)
-    with Watch("org/a-rather-long-name-of-a-dataset", quiet=False) as watch:
-        watch.update(Progress("job", "items", 3, 8, 3 << 20, 8 << 20, retries=2))
-    shown = screen.export_text()
-    assert "a-rather-long-nam…: downloading" in shown
-    assert "3.0 MiB of 8.0 MiB, 3/8, 2 retried" in shown
-
-
-def test_a_wait_that_the_hub_asked_for_counts_down_and_gives_way_to_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
-    from rich.console import Console
-
-    from crucible.cli.progress import Watch
-    from crucible.report import Progress
-
-    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
-    screen = Console(width=80, force_terminal=True, record=True, file=io.StringIO())
-    monkeypatch.setattr("rich.console.Console", lambda **_: screen)
-    waiting = Progress("job", "items", 3, 8, 3 << 20, 8 << 20, waiting_s=2.9, waiting_for="resolvers, 0 of 3000 left")
-    with Watch("org/a-rather-long-name-of-a-dataset", quiet=False) as watch:
-        watch.update(waiting)
-        end = time.monotonic() + 20
-        while watch.waiting():  # nothing more is reported: it counts down by itself
-            assert time.monotonic() < end
-            time.sleep(0.05)
-        time.sleep(0.3)
-    shown = screen.export_text()
-    seen = [int(left) for left in re.findall(r"Hub asks to wait: (\d) s \(resolvers, 0 of 3000 left\)", shown)]
-    assert seen == sorted(seen, reverse=True)
-    assert len(set(seen)) >= 2, "it ticks"
-    assert shown.rfind("Hub asks") < shown.rfind("3.0 MiB of 8.0 MiB, 3/8")
-
-
-def test_where_nothing_can_count_down_each_wait_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
-    from crucible.cli.progress import Watch
-    from crucible.report import Progress
-
-    progress = Progress("job", "items", 3, 8)
-    with Watch("org/toy", quiet=False) as watch:
-        for left in (0.0, 42.0, 41.8, 0.0, 90.0):
-            watch.update(dataclasses.replace(progress, waiting_s=left, waiting_for="api, 0 of 500 left"))
-    said = [line for line in capsys.readouterr().err.splitlines() if "wait" in line]
-    assert said == [f"org/toy: Hub asks to wait: {left} s (api, 0 of 500 left)" for left in (42, 90)]
-
-
-def test_a_command_that_works_here_shows_the_wait_in_a_terminal(data: FaultyHub) -> None:
-    """`data head` reports no progress, and a person sees all the same why nothing happens."""
-    data.add("429", path="/api/*", wait=2)
-    master, slave = pty.openpty()
-    environment = {**os.environ, "COLUMNS": "100", "TERM": "xterm"}
-    command = [sys.executable, "-m", "crucible", "data", "head", "org/toy", "--config", "a", "-n", "1"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=slave, env=environment) as child:
-        os.close(slave)
-        shown = b""
-        with contextlib.suppress(OSError):  # the terminal ends with its last writer
-            while piece := os.read(master, 4096):
-                shown += piece
-        os.close(master)
-        assert child.wait(30) == 0
-    seen = [int(left) for left in re.findall(rb"Hub asks to wait: (\d+) s \(api, 0 of 500 left\)", shown)]
-    assert seen == sorted(seen, reverse=True)
-    assert len(set(seen)) >= 2, "it ticks"
