@@ -6,19 +6,23 @@ import hashlib
 import threading
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from crucible.cache.blobs import BlobFolder
+from crucible.config import Settings
 from crucible.errors import ChecksumMismatch
+from crucible.hub.http import HubHttp
 from crucible.parts import LEAST_PART, SMALL_BYTES, part_size
-from crucible.refs import SourceFile
+from crucible.refs import RepoRef, SourceFile
 from crucible.report import Tally, TransferEvent
 from crucible.workers.download import FAR_S, DownloadOptions, bring
-from crucible.workers.sources import PeerSource
+from crucible.workers.sources import HubSource, PeerSource
 from tests.fakes.scripted import DATA, Request, server
+from tests.hubserver.faults import FaultyHub
 
 FILE = SourceFile("ab" * 32, len(DATA), hashlib.sha256(DATA).hexdigest(), lfs=True)
 PART = 300_000
@@ -283,3 +287,81 @@ def test_events_tell_the_story_of_a_file(tmp_path: Path) -> None:
 )
 def test_a_part_is_a_share_for_every_stream_within_bounds(size: int, streams: int, most: int, expected: int) -> None:
     assert part_size(size, streams, most) == expected
+
+
+def test_when_one_stream_gets_the_whole_file_the_others_stop(tmp_path: Path) -> None:
+    """Checklist item 50: a 200 to a request for a range. What is contiguous is kept, the result verifies."""
+    crowd = Crowd()
+
+    def whole_for_the_third(request: Request) -> None:
+        with crowd:
+            time.sleep(2 * FAR_S)
+            if request.start == 2 * PART:
+                request.send(DATA, status=200)
+            elif request.start > 2 * PART:
+                request.begin()
+                request.part(1000)
+                time.sleep(1)  # still sending when the whole file comes
+                request.raw(DATA[request.start + 1000 : request.stop])
+            else:
+                request.right()
+
+    tally = Tally()
+    with server(whole_for_the_third) as (url, asked):
+        assert fetch(tmp_path, url, options=replace(OPTIONS, stall_s=15), tally=tally) == DATA
+    assert crowd.peak > 1
+    assert max(start for start, _ in asked) < 2 * PART + OPTIONS.streams * PART, "no range was asked for after it"
+    assert tally.counts.verified_files == 1
+
+
+@pytest.mark.parametrize("streams", [1, 4])
+def test_an_expired_link_is_resolved_once_more_and_goes_on_at_its_offset(
+    hub: FaultyHub, tmp_path: Path, streams: int
+) -> None:
+    """Checklist item 53: 401 or 403 from the CDN. No byte comes twice, and the streams share the new link."""
+    commit = hub.import_files("org/data", {"file.bin": DATA}, lfs=True)
+    hub.add("expired", origin="cdn", skip=3, times=1)
+    tally = Tally()
+    http = HubHttp(Settings(tmp_path / "home", endpoint=hub.endpoint), tally)
+    try:
+        source = HubSource(http, RepoRef("org/data", commit))
+        file = SourceFile("file.bin", len(DATA), FILE.oid, lfs=True)
+        path = bring(file, [source], BlobFolder(tmp_path / "raw", None), replace(OPTIONS, streams=streams), tally)
+    finally:
+        http.close()
+    assert path.read_bytes() == DATA
+    assert tally.counts.hub_bytes == len(DATA)
+    assert len(hub.requests("*/resolve/*", origin="hub")) == 2
+
+
+def test_streams_that_begin_together_resolve_a_file_once(hub: FaultyHub, tmp_path: Path) -> None:
+    commit = hub.import_files("org/data", {"file.bin": DATA}, lfs=True)
+    tally = Tally()
+    http = HubHttp(Settings(tmp_path / "home", endpoint=hub.endpoint), tally)
+    file = SourceFile("file.bin", len(DATA), FILE.oid, lfs=True)
+    source, start = HubSource(http, RepoRef("org/data", commit)), threading.Barrier(6)
+
+    def read(at: int) -> bytes:
+        start.wait(10)
+        with source.open(file, at, at + 1000) as body:
+            return b"".join(map(bytes, body.chunks))
+
+    try:
+        with ThreadPoolExecutor(6) as pool:
+            found = list(pool.map(read, range(0, 6000, 1000)))
+    finally:
+        http.close()
+    assert b"".join(found) == DATA[:6000]
+    assert len(hub.requests("*/resolve/*", origin="hub")) == 1
+
+
+def test_a_redirect_to_other_content_is_not_worth_a_byte(hub: FaultyHub, tmp_path: Path) -> None:
+    commit = hub.import_files("org/data", {"file.bin": DATA}, lfs=True)
+    http = HubHttp(Settings(tmp_path / "home", endpoint=hub.endpoint), Tally())
+    other = SourceFile("file.bin", len(DATA), "0" * 64, lfs=True)
+    try:
+        with pytest.raises(ChecksumMismatch, match=r"file\.bin"):
+            bring(other, [HubSource(http, RepoRef("org/data", commit))], BlobFolder(tmp_path, None), OPTIONS, Tally())
+    finally:
+        http.close()
+    assert hub.bytes_sent() == 0
