@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import TypeVar
@@ -40,6 +40,8 @@ from crucible.report import Tally
 RETRIED = frozenset({408, 429, 500, 502, 503, 504})
 """Statuses that say "not now". Every other 4xx says "not you" or "not this", and asking again cannot help."""
 MAX_REDIRECTS = 20
+REDIRECT_BYTES = 8 << 10
+"""A redirect with a longer body, or one without a length, ends its connection."""
 T = TypeVar("T")
 
 
@@ -116,6 +118,8 @@ class HubHttp:
                 with self._client.stream(method, url, headers=sent, content=content) as response:
                     replied(response.status_code, response.headers)
                     yield response
+                    if response.is_redirect:
+                        _drain(response)
         except (httpx.TransportError, httpx.InvalidURL, httpx.DecodingError) as error:
             raise Refusal(
                 None, {}, f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
@@ -159,6 +163,18 @@ class HubHttp:
                     response.status_code, headers=plain_headers(response.headers), content=bytes(body)
                 )
         raise Refusal(None, {}, f"more than {MAX_REDIRECTS} redirects")
+
+
+def _drain(response: httpx.Response) -> None:
+    """Read the few words of a redirect that nobody wants: a connection with unread bytes cannot serve again.
+
+    Every LFS file costs a redirect, so without this every one would cost a connection, and on https a handshake.
+    """
+    length = response.headers.get("content-length", "")
+    if length.isdecimal() and int(length) <= REDIRECT_BYTES and not response.is_closed:
+        with suppress(httpx.TransportError):
+            for _ in response.iter_raw():
+                pass
 
 
 def refusal_of(response: httpx.Response) -> Refusal:
