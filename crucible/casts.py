@@ -15,7 +15,17 @@ import pyarrow as pa
 import pyarrow.compute
 
 from crucible.errors import SchemaConflict
-from crucible.feature_types import MEDIA, METADATA_KEY, Feature, arrow_type, features_of, is_struct, kind, schema_of
+from crucible.feature_types import (
+    ARRAY_DIMENSIONS,
+    MEDIA,
+    METADATA_KEY,
+    Feature,
+    arrow_type,
+    features_of,
+    is_struct,
+    kind,
+    schema_of,
+)
 
 pc: Any = pyarrow.compute  # its functions are made at run time, which no type checker follows
 
@@ -36,16 +46,51 @@ def cast_batch(batch: pa.RecordBatch, schema: pa.Schema, path: str = "a batch") 
     columns = []
     for field in schema:
         place = batch.schema.get_field_index(field.name)
+        feature = features[field.name]
         if place < 0:
             columns.append(nulls(batch.num_rows, field.type))
             continue
         column = batch.column(place)
         try:
-            columns.append(cast_array(column, features[field.name]))
-        except (ValueError, TypeError, NotImplementedError, pa.ArrowException) as error:
-            reason = f"{_short(column.type)} ({str(error).splitlines()[0][:200]})" if str(error) else str(column.type)
-            raise SchemaConflict(field.name, path, reason, TARGET, _short(field.type)) from error
+            columns.append(_as_type(cast_array(column, feature), field.type))
+        except _MISFITS as error:
+            raise SchemaConflict(field.name, path, _misfit(column, feature, error), TARGET, _said(feature)) from error
     return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+_MISFITS = (ValueError, TypeError, NotImplementedError, pa.ArrowException)
+
+
+def _as_type(array: pa.Array, type_: pa.DataType) -> pa.Array:
+    """`array` under an extension type that `datasets` has registered in this process, where the schema has one."""
+    if isinstance(type_, pa.BaseExtensionType) and not isinstance(array, pa.ExtensionArray):
+        return pa.ExtensionArray.from_storage(type_, array)
+    return array
+
+
+def _misfit(column: pa.Array, feature: Feature, error: Exception) -> str:
+    """The column's type, what is wrong, and the first value that does not fit if it is a matter of values."""
+    why = (str(error).splitlines() or [type(error).__name__])[0][:200]
+    try:
+        cast_array(column.slice(0, 0), feature)
+    except _MISFITS:
+        return f"{_short(column.type)} ({why})"
+    low, high = 0, len(column)  # the first `low` rows fit, the first `high` do not
+    while high - low > 1:
+        middle = (low + high) // 2
+        try:
+            cast_array(column.slice(low, middle - low), feature)
+            low = middle
+        except _MISFITS:
+            high = middle
+    value = repr(column[low].as_py())
+    return f"{_short(column.type)} (row {low:,} of the batch, {value if len(value) <= 80 else value[:79] + '…'}: {why})"
+
+
+def _said(feature: Feature) -> str:
+    """A feature as an error names it."""
+    what = kind(feature)
+    return _short(arrow_type(feature)) if what in ("Value", "struct", "List", "LargeList") else what
 
 
 def nulls(length: int, type_: pa.DataType) -> pa.Array:
@@ -74,6 +119,8 @@ def cast_array(array: pa.Array, feature: Feature) -> pa.Array:
     if what == "Json":
         return _cast_json(array)
     target = arrow_type(feature)
+    if what in ARRAY_DIMENSIONS:
+        return _cast_fixed_shape(array, feature, target)
     if target == MEDIA:
         return _cast_media(array)
     if pa.types.is_struct(target):  # Translation
@@ -124,6 +171,24 @@ def _cast_list(array: pa.Array, feature: Feature) -> pa.Array:
     return made.from_arrays(offsets, values, type=target, mask=array.is_null() if array.null_count else None)
 
 
+def _cast_fixed_shape(array: pa.Array, feature: Feature, target: pa.DataType) -> pa.Array:
+    """Nested lists of one shape. Nothing inside an array is null; the array itself may be."""
+    level = array
+    for depth, size in enumerate(feature["shape"]):
+        if not _is_list(level.type):
+            raise TypeError(f"{depth} dimensions where {len(feature['shape'])} belong")
+        lengths = pc.list_value_length(level)
+        if depth and level.null_count:
+            raise ValueError("a null inside an array")
+        if size is not None and pc.any(pc.not_equal(lengths, size)).as_py():
+            raise ValueError(f"an array is not of shape {feature['shape']}")
+        level = level.flatten()
+    inner: Feature = {"dtype": feature["dtype"], "_type": "Value"}
+    for _ in feature["shape"]:
+        inner = {"feature": inner, "_type": "List"}
+    return array if array.type == target else _cast_list(array, inner)
+
+
 def _is_list(type_: pa.DataType) -> bool:
     return bool(pa.types.is_list(type_) or pa.types.is_large_list(type_) or pa.types.is_fixed_size_list(type_))
 
@@ -143,7 +208,10 @@ def _cast_labels(array: pa.Array, names: Sequence[str]) -> pa.Array:
 
         def number_of(label: str) -> int:
             found = numbers.get(label, numbers.get(label.strip()))
-            number = int(label) if found is None else found
+            try:
+                number = int(label) if found is None else found
+            except ValueError:
+                number = -2
             if not -1 <= number < len(names):
                 raise ValueError(f"{label!r} is not a label")
             return number

@@ -25,7 +25,7 @@ METADATA_KEY = b"huggingface"
 
 MEDIA = pa.struct({"bytes": pa.binary(), "path": pa.string()})
 _MEDIA_TYPES = ("Image", "Audio", "Video", "Pdf", "Nifti", "Mesh")
-_ARRAY_DIMENSIONS = {"Array2D": 2, "Array3D": 3, "Array4D": 4, "Array5D": 5}
+ARRAY_DIMENSIONS = {"Array2D": 2, "Array3D": 3, "Array4D": 4, "Array5D": 5}
 _DEFAULTS = {"decode": True, "mono": True, "length": -1}
 # written by older versions of `datasets`; the type implies them
 _DERIVED = {"Image": ("dtype", "pa_type"), "Audio": ("dtype", "pa_type"), "ClassLabel": ("num_classes", "names_file")}
@@ -67,6 +67,8 @@ def normalise(feature: Feature) -> Feature:
         if len(set(names)) != len(names):
             raise ValueError("a ClassLabel has the same name twice")
         rest["names"] = names
+    if name in ARRAY_DIMENSIONS:
+        rest["shape"] = list(feature["shape"])
     clean = {key: value for key, value in rest.items() if key not in _DERIVED.get(name, ())}
     made = {**clean, "_type": name}
     arrow_type(made)  # an unknown type is refused here, not when the data has moved
@@ -98,12 +100,29 @@ def arrow_type(feature: Feature) -> pa.DataType:
         return pa.struct([pa.field(language, pa.string()) for language in sorted(feature["languages"])])
     if name == "TranslationVariableLanguages":
         return pa.struct({"language": pa.list_(pa.string()), "translation": pa.list_(pa.string())})
-    if name in _ARRAY_DIMENSIONS:
+    if name in ARRAY_DIMENSIONS:
+        _check_shape(name, feature["shape"])
         stored = type_of_dtype(feature["dtype"])
-        for _ in range(_ARRAY_DIMENSIONS[name]):
+        for _ in range(ARRAY_DIMENSIONS[name]):
             stored = pa.list_(stored)
         return stored
     raise ValueError(f"feature type {name!r} is not known")
+
+
+def _check_shape(name: str, shape: Any) -> None:
+    sized = [isinstance(size, int) and not isinstance(size, bool) and size >= 0 for size in shape]
+    if len(sized) != ARRAY_DIMENSIONS[name] or not all(sized[1:]) or not (sized[0] or shape[0] is None):
+        raise ValueError(f"{list(shape)} is no shape of an {name}; only its first size may be open (null)")
+
+
+def arrow_field(name: str, feature: Feature) -> pa.Field:
+    """The column of a feature. An array says which it is, so that `datasets` reads it as the array it is."""
+    type_, what = arrow_type(feature), kind(feature)
+    if what not in ARRAY_DIMENSIONS:
+        return pa.field(name, type_)
+    said = json.dumps([list(feature["shape"]), feature["dtype"]])
+    extension = f"datasets.features.features.{what}ExtensionType"
+    return pa.field(name, type_, metadata={"ARROW:extension:name": extension, "ARROW:extension:metadata": said})
 
 
 def feature_of(type_: pa.DataType) -> Feature:
@@ -169,7 +188,7 @@ def _stored(type_: pa.DataType) -> pa.DataType:
 
 def schema_of(features: Mapping[str, Feature]) -> pa.Schema:
     """The Arrow schema of features, carrying them in its metadata."""
-    fields = [pa.field(name, arrow_type(feature)) for name, feature in features.items()]
+    fields = [arrow_field(name, feature) for name, feature in features.items()]
     packed = json.dumps({"info": {"features": dict(features)}}, ensure_ascii=False, separators=(",", ":"))
     return pa.schema(fields, metadata={METADATA_KEY: packed.encode()})
 

@@ -1,7 +1,27 @@
-"""Everything about column types under one name; the parts are `feature_types`, `casts` and `decode`."""
+"""Everything about column types under one name: `from crucible.features import ClassLabel, Features, Value`.
+
+The parts are `feature_types`, `feature_classes`, `casts`, `encode` and `decode`.
+"""
 
 from crucible.casts import cast_batch, unify
 from crucible.decode import decoder
+from crucible.feature_classes import (
+    Array2D,
+    Array3D,
+    Array4D,
+    Array5D,
+    Audio,
+    ClassLabel,
+    Features,
+    Image,
+    Json,
+    LargeList,
+    List,
+    Sequence,
+    Translation,
+    TranslationVariableLanguages,
+    Value,
+)
 from crucible.feature_types import (
     METADATA_KEY,
     dump_features,
@@ -15,6 +35,21 @@ from crucible.feature_types import (
 
 __all__ = [
     "METADATA_KEY",
+    "Array2D",
+    "Array3D",
+    "Array4D",
+    "Array5D",
+    "Audio",
+    "ClassLabel",
+    "Features",
+    "Image",
+    "Json",
+    "LargeList",
+    "List",
+    "Sequence",
+    "Translation",
+    "TranslationVariableLanguages",
+    "Value",
     "cast_batch",
     "decoder",
     "dump_features",

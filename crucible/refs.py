@@ -117,12 +117,26 @@ class ByteRange:
 
 @dataclass(frozen=True, slots=True)
 class DataRequest:
-    """What a job, a plan or a loader is about. `config` and `split` None mean the default config and all splits."""
+    """What a job, a plan or a loader is about. `config` and `split` None mean the default config and all splits.
+
+    `split` is an expression (`crucible.splits`); what is brought are the whole splits that it names.
+    """
 
     repo: RepoRef
     config: str | None = None
     split: str | None = None
     columns: tuple[str, ...] | None = None
+    data_files: tuple[tuple[str, tuple[str, ...]], ...] | None = None
+    """(split, patterns relative to `data_dir`) in place of the files that the card or the names of files say."""
+    data_dir: str = ""
+    """Folder of the repo to look in, in place of the whole repo."""
+
+    @property
+    def variant(self) -> str:
+        """16 hex digits when the request chooses files itself, else nothing. Part of what manifests are found by."""
+        if self.data_files is None and not self.data_dir:
+            return ""
+        return digest_of({"data_files": self.data_files, "data_dir": self.data_dir})[:16]
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +160,7 @@ class ReadOptions:
         return default
 
 
-CONVERSION_VERSION = 1
+CONVERSION_VERSION = 2
 """Raise it whenever the same inputs would give other shard bytes: old shards then simply have other keys."""
 
 
