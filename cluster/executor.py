@@ -57,8 +57,8 @@ class RayExecutor:
         def start() -> Future[ItemResult]:
             done_at = self._owner.where_done(command.item)
             node = done_at if done_at in self._weights else command.node
-            # where ranges of a lost node's file lie waiting, and nowhere else; an item without a spare runs anywhere
-            there = NodeAffinitySchedulingStrategy(node, soft=command.spare is None)
+            # soft: a node that Ray knows to be dead, or does not know yet, gives its work to another by itself
+            there = NodeAffinitySchedulingStrategy(node, soft=True)
             spare = self._owner.agent_url(command.spare) if command.spare is not None else None
             call = run_item_task.options(scheduling_strategy=there, name=f"item {command.item.index}")
             future = cast("Future[ItemResult]", call.remote(command.item, self._options, self._job, spare).future())

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crucible.cluster.catalog import Catalog
-from crucible.cluster.place import SLACK, assign, replica_targets
+from crucible.cluster.place import SLACK, assign, replica_targets, successor
 from crucible.cluster.plan import file_requests, plan_items
 from crucible.cluster.resolve import ResolvedSplit
 from crucible.refs import NodeId, ReadOptions, RepoRef, ShardInfo, SourceFile, WorkItem
@@ -36,6 +36,19 @@ def test_no_node_gets_more_than_its_share_and_one_item(sizes: list[int], nodes: 
         loads[homes[item.index]] += item.size + 1
     fair = sum(item.size + 1 for item in items) / nodes
     assert max(loads.values()) <= SLACK * fair + max([item.size + 1 for item in items], default=0)
+
+
+def test_what_one_node_loses_is_spread_over_the_others_as_if_it_had_never_been_there() -> None:
+    nodes = cluster_of(8)
+    lost = NodeId("node-3")
+    rest = {node: weight for node, weight in nodes.items() if node != lost}
+    items = make_items([100] * 400)
+    heirs = [successor(item, nodes, lost) for item in items]
+    assert set(heirs) == set(rest)
+    assert max(heirs.count(node) for node in rest) < 3 * len(items) / len(rest)
+    nobody = NodeId("nobody")
+    assert heirs == [successor(item, rest, nobody) for item in items]
+    assert successor(items[0], {lost: 1.0}, lost) is None
 
 
 def test_placement_does_not_depend_on_the_order_of_items_or_nodes() -> None:

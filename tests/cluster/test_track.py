@@ -219,7 +219,7 @@ def test_every_job_ends_and_a_finished_one_has_every_item(
     """Any interleaving of outcomes: the limit holds, nothing runs twice at once, and replaying gives the same."""
     log: list[Event] = [Started()]
     nodes = [A, B, C]
-    state = JobState(items_of(sizes), dict.fromkeys(nodes, 1.0), limit, replicas)
+    state = JobState(items_of(sizes), dict.fromkeys(nodes, 1.0), limit, replicas, part_bytes=50)
     open_commands: list[Command] = []
     ended: Command | None = None
     seen: list[Command] = []
@@ -232,6 +232,8 @@ def test_every_job_ends_and_a_finished_one_has_every_item(
                 ended = command
             else:
                 open_commands.append(command)
+        assert all(c.spare is None or c.spare in set(state.nodes) - {c.node} for c in run_items(commands))
+        assert state.spares.keys() <= state.running.keys()
         running = run_items(open_commands)
         assert len({command.item.index for command in running}) == len(running)
         in_flight = sum(command.item.size for command in running)
@@ -266,7 +268,7 @@ def test_every_job_ends_and_a_finished_one_has_every_item(
     if isinstance(ended, Finish):
         assert sorted(state.done) == list(range(len(sizes)))
         assert all(state.holders[s.key] for done in state.done.values() for s in done.shards)
-    again = JobState(items_of(sizes), dict.fromkeys(nodes, 1.0), limit, replicas)
+    again = JobState(items_of(sizes), dict.fromkeys(nodes, 1.0), limit, replicas, part_bytes=50)
     replayed: list[Command] = []
     for event in log:
         again, commands = apply(again, event)
