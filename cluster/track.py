@@ -174,11 +174,11 @@ def _landed(state: JobState, index: int) -> None:
 
 
 def _failed(state: JobState, index: int, node: NodeId, error: CrucibleError, passing: bool) -> None:
+    heir = state.spares.pop(index, None)
     state.failures[index] = state.failures.get(index, 0) + 1
     if not passing or state.failures[index] >= TRIES:
         state.error = state.error or error
         return
-    heir = state.spares.pop(index, None)
     if heir is None or heir == node or heir not in state.nodes:
         heir = successor(state.items[index], state.nodes, node) if state.nodes else None
     if heir is not None:
