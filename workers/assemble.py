@@ -253,7 +253,12 @@ class Assembly:
         self._follower = threading.Thread(target=self._hash_along, name="crucible-hash", daemon=True)
         self._follower.start()
         if self._flusher is None and self.file.size > FLUSH_BYTES:
-            descriptor = os.dup(self._partial.descriptor)
+            # opened, not dup'ed: the kernel tells each open file of a failed write once, so a flush through the same
+            # one would take the failure away from the fsync that decides whether the file gets its name
+            try:
+                descriptor = os.open(f"/proc/self/fd/{self._partial.descriptor}", os.O_RDONLY | os.O_CLOEXEC)
+            except OSError:
+                return  # no /proc: then all of it waits for the end
             self._flusher = threading.Thread(
                 target=self._flush_along, args=(descriptor,), name="crucible-flush", daemon=True
             )
