@@ -193,6 +193,7 @@ def ensure_governor() -> Any:
         namespace=NAMESPACE,
         lifetime="detached",
         get_if_exists=True,
+        memory=1,  # one that asks for nothing is placed by whatever node has room, which may not know this one yet
         scheduling_strategy=NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True),
     ).remote()
 
