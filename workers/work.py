@@ -26,7 +26,6 @@ from crucible.manifest import pack_schema
 from crucible.refs import NodeId, RepoRef, ShardInfo, SourceFile, WorkItem, safe_repo_path
 from crucible.report import ItemResult, Observer, Tally, TransferEvent, unobserved
 from crucible.workers.cached import cached_copy, is_right
-from crucible.workers.convert import convert, schema_of_item
 from crucible.workers.download import DownloadOptions, Spare, bring
 from crucible.workers.sources import Body, HubSource, PeerSource, Source
 from crucible.workers.xet import having, xet_source
@@ -94,6 +93,9 @@ def _convert(
     item: WorkItem, brought: Sequence[_Brought], folder: Path, store: Store
 ) -> tuple[list[ShardInfo], dict[str, str]]:
     """The item's shards, each committed, and the schemas by their digests."""
+    # who only moves bytes (a pull, a copy of a shard) need not wait 0.25 s for pyarrow, nor hold its 90 MB
+    from crucible.workers.convert import convert, schema_of_item
+
     paths = [source.path for source in brought]
     shards: list[ShardInfo] = []
     schemas: dict[str, str] = {}

@@ -134,6 +134,12 @@ def test_400_megabytes_come_through_a_process_of_256_mib(
     assert peaks[400 * MB] - peaks[40 * MB] < 24 * MB
 
 
+def test_what_only_moves_bytes_does_not_load_what_converts_them() -> None:
+    program = "import sys, crucible.workers.pull; print({'pyarrow', 'numpy', 'ray'} & set(sys.modules))"
+    child = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert child.stdout.strip() == "set()", child.stderr
+
+
 @pytest.mark.slow
 def test_4_gigabytes_take_no_more_memory_than_400_megabytes(tmp_path_factory: pytest.TempPathFactory) -> None:
     peaks = []
