@@ -8,20 +8,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from crucible.cluster.patterns import has_extension, suffixes
+from crucible.formats.extensions import AUDIO, IMAGE, VIDEO
 from crucible.refs import SourceFile
 
-READABLE = ("parquet", "json", "csv", "text", "arrow")
+READABLE = ("parquet", "json", "csv", "text", "arrow", "webdataset")
 """Builders crucible has a reader for."""
+NAMED = frozenset(("webdataset",))
+"""Builders that put names of files into the rows, which are then no function of the bytes alone."""
 
-_IMAGE = (
-    "blp bmp dib bufr cur pcx dcx dds ps eps fit fits fli flc ftc ftu gbr gif grib png apng jp2 j2k jpc jpf jpx "
-    "j2c icns ico im iim tif tiff jfif jpe jpg jpeg mpg mpeg msp pcd pxr pbm pgm ppm pnm psd bw rgb rgba sgi ras tga "
-    "icb vda vst webp wmf emf xbm xpm"
-)
-_AUDIO = (
-    "aiff au avr caf flac htk svx mat4 mat5 mpc2k ogg paf pvf raw rf64 sd2 sds ircam voc w64 wav nist wavex wve xi mp3 "
-    "opus 3gp 3g2 avi asf flv mp4 mov m4v mkv mpg webm f4v wmv wma ogg ogm mxf nut"
-)
 _PLAIN = {
     "csv": "csv tsv",
     "json": "json jsonl ndjson",
@@ -46,9 +40,9 @@ _PLAIN = {
 # in `datasets`' order: a later kind takes an extension over from an earlier one (`.mpg` is audio, `.mp4` video)
 _ANY_CASE = {
     "pdb": "pdb ent",
-    "imagefolder": _IMAGE,
-    "audiofolder": _AUDIO,
-    "videofolder": "mkv mp4 avi mpeg mov",
+    "imagefolder": IMAGE,
+    "audiofolder": AUDIO,
+    "videofolder": VIDEO,
     "meshfolder": "glb gltf ply stl",
     "pdffolder": "pdf",
     "niftifolder": "nii",

@@ -6,13 +6,15 @@ them, and a laptop and a cluster must leave the same bytes in their stores.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from crucible.cluster.builders import NAMED
 from crucible.cluster.place import assign
 from crucible.cluster.resolve import ResolvedSplit
 from crucible.parts import part_size
-from crucible.refs import NodeId, RepoRef, SourceFile, WorkItem
+from crucible.refs import NodeId, ReadOptions, RepoRef, SourceFile, WorkItem
 
 BATCH_SHARE = 64
 """A split is cut into at least about this many items, so that its work spreads over nodes..."""
@@ -34,12 +36,20 @@ def plan_items(repo: RepoRef, split: ResolvedSplit, *, shard_bytes: int) -> Iter
     size = index = 0
     for file in split.files:
         if batch and (size + file.size > limit or len(batch) == BATCH_FILES):
-            yield WorkItem(index, repo, tuple(batch), split.options, shard_bytes)
+            yield WorkItem(index, repo, tuple(batch), named_options(split.options, batch), shard_bytes)
             batch, size, index = [], 0, index + 1
         batch.append(file)
         size += file.size
     if batch:
-        yield WorkItem(index, repo, tuple(batch), split.options, shard_bytes)
+        yield WorkItem(index, repo, tuple(batch), named_options(split.options, batch), shard_bytes)
+
+
+def named_options(options: ReadOptions, files: Sequence[SourceFile]) -> ReadOptions:
+    """`options` for an item of `files`, with their names where the rows hold these, so that its key does too."""
+    if options.builder not in NAMED:
+        return options
+    names = json.dumps([file.path for file in files], ensure_ascii=False)
+    return replace(options, params=tuple(sorted((*options.params, ("names", names)))))
 
 
 def file_requests(file: SourceFile, *, part_bytes: int, streams: int) -> tuple[int, int]:

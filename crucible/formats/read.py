@@ -17,6 +17,7 @@ from crucible.formats.csv import read_csv
 from crucible.formats.json import read_json
 from crucible.formats.parquet import read_parquet
 from crucible.formats.text import read_text
+from crucible.formats.webdataset import read_webdataset
 from crucible.refs import ReadOptions
 
 Reader = Callable[[Path, str, ReadOptions], Iterator[pa.RecordBatch]]
@@ -27,6 +28,7 @@ READERS: dict[str, Reader] = {
     "json": read_json,
     "parquet": read_parquet,
     "text": read_text,
+    "webdataset": read_webdataset,
 }
 
 

@@ -13,6 +13,7 @@ from typing import IO, Any
 import pyarrow as pa
 
 from crucible.errors import CorruptFile, UnsupportedFormat
+from crucible.formats.limits import Limits
 
 COMPRESSIONS = ("gzip", "bz2", "xz", "zstd", "lz4")
 
@@ -51,7 +52,7 @@ def open_bytes(path: Path, name: str) -> io.BufferedReader:
     return io.BufferedReader(_Checked(_open(path, compression_of(path, name)), name), _BUFFER)
 
 
-def _open(path: Path, compression: str | None) -> IO[bytes] | Any:
+def _open(path: Path | io.BytesIO, compression: str | None) -> IO[bytes] | Any:
     if compression == "gzip":
         return gzip.open(path, "rb")
     if compression == "bz2":
@@ -59,8 +60,21 @@ def _open(path: Path, compression: str | None) -> IO[bytes] | Any:
     if compression == "xz":
         return lzma.open(path, "rb")
     if compression in ("zstd", "lz4"):
-        return pa.CompressedInputStream(pa.OSFile(str(path), "rb"), compression)
-    return path.open("rb")
+        raw = pa.OSFile(str(path), "rb") if isinstance(path, Path) else pa.PythonFile(path, "r")
+        return pa.CompressedInputStream(raw, compression)
+    return path.open("rb") if isinstance(path, Path) else path
+
+
+def decompressed(content: bytes, compression: str, name: str, limits: Limits) -> bytes:
+    """`content` unpacked, if that is not more than a row may have. Raises CorruptFile."""
+    inner = _open(io.BytesIO(content), compression)
+    file = io.BufferedReader(_Checked(inner, name), _BUFFER)
+    parts, size = [], 0
+    while part := file.read(_BUFFER):
+        parts.append(part)
+        size += len(part)
+        limits.check_row(name, "", size)
+    return b"".join(parts)
 
 
 class _Checked(io.RawIOBase):

@@ -229,8 +229,8 @@ def test_a_zip_and_an_unknown_builder_are_refused_by_name(tmp_path: Path) -> Non
     (tmp_path / "a").write_bytes(b"PK\x03\x04....")
     with pytest.raises(UnsupportedFormat, match="zip"):
         list(read_file(tmp_path / "a", "a.csv", options("csv")))
-    with pytest.raises(UnsupportedFormat, match="webdataset"):
-        list(read_file(tmp_path / "a", "a.tar", options("webdataset")))
+    with pytest.raises(UnsupportedFormat, match="hdf5"):
+        list(read_file(tmp_path / "a", "a.h5", options("hdf5")))
     (tmp_path / "a").write_bytes(b"a\n1\n")
     with pytest.raises(UnsupportedFormat, match="usecols"):
         list(read_file(tmp_path / "a", "a.csv", options("csv", usecols=["a"])))

@@ -1,0 +1,44 @@
+"""How much one source file may unpack to. Nothing here changes the rows, so nothing here is part of a shard's key."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from crucible.errors import CorruptFile
+
+MOST_BYTES = (1 << 31) - 1
+"""Bytes that one value of a shard can have: Arrow's offsets are 32 bits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds on what archives and media files become in memory and on disk."""
+
+    row_bytes: int = 1 << 30
+    """Bytes of one file that becomes a value, and of all the files of one row. Such a row is held in memory."""
+    unpacked_bytes: int = 64 << 30
+    """What the files inside one archive may come to. Real archives of data stay far below, bombs do not."""
+
+    def __post_init__(self) -> None:
+        if self.row_bytes < 1 or self.unpacked_bytes < 1:
+            raise ValueError(f"limits are at least one byte, got {self}")
+
+    def check_row(self, name: str, where: str, size: int) -> None:
+        """Raise CorruptFile if a row has more than `row_bytes`, or more than Arrow can hold."""
+        if size > min(self.row_bytes, MOST_BYTES):
+            advice = "set CRUCIBLE_ROW_BYTES higher" if size <= MOST_BYTES else "no Arrow value can be that big"
+            raise CorruptFile(
+                name,
+                where,
+                f"{size:,} bytes in one row, at most {min(self.row_bytes, MOST_BYTES):,} are allowed; {advice}",
+            )
+
+    def check_unpacked(self, name: str, size: int) -> None:
+        """Raise CorruptFile if an archive unpacks to more than `unpacked_bytes`."""
+        if size > self.unpacked_bytes:
+            raise CorruptFile(
+                name,
+                "",
+                f"unpacks to {size:,} bytes or more, at most {self.unpacked_bytes:,} are allowed; "
+                "if that is right, set CRUCIBLE_UNPACKED_BYTES higher",
+            )

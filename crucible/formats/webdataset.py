@@ -1,0 +1,241 @@
+"""WebDataset: tar archives whose files of one key, next to each other, are the fields of one row.
+
+Grouping, names and types of the fields are those of `datasets`: images, audio, video and meshes are carried as bytes
+with the name they had, text and numbers and JSON are decoded, anything else stays bytes; `__key__` and `__url__` come
+last. `__url__` is the archive's path in the repo: where `datasets` has the place of its copy on one machine's disk.
+
+The archive is a stream from its first byte to its last, so memory holds one batch of rows. A header that is damaged
+anywhere raises CorruptFile, where `tarfile` by itself would take it for the end.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import re
+import tarfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+
+from crucible.errors import CorruptFile, UnsupportedFormat
+from crucible.feature_types import MEDIA, Feature, arrow_type, feature_of, parse_features, schema_of
+from crucible.formats.extensions import IMAGE, SOUND, VIDEO
+from crucible.formats.limits import Limits
+from crucible.formats.parquet import BATCH_BYTES, first_line
+from crucible.formats.streams import decompressed, open_bytes
+from crucible.refs import ReadOptions
+
+Sample = dict[str, Any]
+
+BATCH_ROWS = 1024
+HEADER_BYTES = 1 << 20
+"""Most that one member's extended header may have: names and attributes, which `tarfile` reads in one go."""
+
+_NAME = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)")
+_FIELD_COMPRESSION = {"gz": "gzip", "bz2": "bz2", "xz": "xz", "zst": "zstd", "lz4": "lz4"}
+_EXTENDED = (
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+)
+
+_MEDIA_EXTENSIONS: dict[str, str] = {
+    # a later kind takes an extension over from an earlier one, as in `datasets`: `.mpeg` is a video
+    **dict.fromkeys(("h5", "hdf", *IMAGE.split()), "Image"),
+    **dict.fromkeys(SOUND.split(), "Audio"),
+    **dict.fromkeys(VIDEO.split(), "Video"),
+    **dict.fromkeys(("glb", "ply", "stl"), "Mesh"),
+}
+
+
+def read_webdataset(
+    path: Path, name: str, options: ReadOptions, limits: Limits | None = None
+) -> Iterator[pa.RecordBatch]:
+    declared = parse_features(options.features) if options.features is not None else None
+    columns = _Columns(name, declared)
+    rows: list[Sample] = []
+    size = 0
+    for sample, sample_bytes in _samples(path, name, limits or Limits()):
+        if rows and (size + sample_bytes > BATCH_BYTES or len(rows) == BATCH_ROWS):
+            yield columns.batch(rows)
+            rows, size = [], 0
+        rows.append(sample)
+        size += sample_bytes
+    if rows:
+        yield columns.batch(rows)
+
+
+def _samples(path: Path, name: str, limits: Limits) -> Iterator[tuple[Sample, int]]:
+    """The archive's rows, with about how many bytes each has."""
+    sample: Sample = {}
+    size = 0
+    for member, content in _members(path, name, limits):
+        match = _NAME.fullmatch(member)
+        if match is None:
+            continue
+        key, field = match[1], match[2]
+        if sample and sample["__key__"] != key:
+            names = {"__key__": sample.pop("__key__"), "__url__": sample.pop("__url__")}
+            yield {**sample, **names}, size
+            sample, size = {}, 0
+        if field in sample:
+            raise CorruptFile(name, repr(member), f"a second {field!r} for {key!r}")
+        # the names first, as in `datasets`: so they stay in the last sample of an archive
+        sample.setdefault("__key__", key)
+        sample.setdefault("__url__", name)
+        sample[field], got = _decode(content, member, name, limits)
+        size += got
+        limits.check_row(name, repr(key), size)
+    if sample:
+        yield sample, size
+
+
+def _members(path: Path, name: str, limits: Limits) -> Iterator[tuple[str, bytes]]:
+    """Names and bytes of the regular files, but for hidden ones."""
+
+    class Strict(_Strict):
+        archive = name
+
+    total = 0
+    with open_bytes(path, name) as stream:
+        try:
+            with tarfile.open(fileobj=stream, mode="r|", tarinfo=Strict, bufsize=1 << 18) as tar:
+                for info in tar:
+                    tar.members = []  # type: ignore[attr-defined]  # else it remembers them all
+                    if not info.isreg() or info.name.rpartition("/")[2].startswith((".", "__")):
+                        continue
+                    if info.size < 0:
+                        raise CorruptFile(name, repr(info.name), "has a negative size")
+                    limits.check_row(name, repr(info.name), info.size)
+                    total += info.size
+                    limits.check_unpacked(name, total)
+                    file = tar.extractfile(info)
+                    content = b"" if file is None else file.read()
+                    if len(content) != info.size:
+                        raise CorruptFile(name, repr(info.name), "ends in the middle of this file")
+                    yield info.name, content
+        except (tarfile.TarError, EOFError, ValueError, OverflowError, UnicodeError) as error:
+            raise CorruptFile(name, "", f"not a whole tar archive ({first_line(error)})") from error
+
+
+class _Strict(tarfile.TarInfo):
+    """Headers that `tarfile` would pass over in silence, taking them for the end of the archive, are errors."""
+
+    archive = ""
+
+    @classmethod
+    def fromtarfile(cls, tarfile: tarfile.TarFile) -> Self:
+        offset = int(tarfile.offset)
+        try:
+            return super().fromtarfile(tarfile)
+        except (_HEADERS.InvalidHeaderError, _HEADERS.TruncatedHeaderError, _HEADERS.SubsequentHeaderError) as error:
+            raise CorruptFile(cls.archive, f"byte {offset:,}", f"no tar header ({error})") from error
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        info = super().frombuf(buf, encoding, errors)
+        if info.size < 0 or (info.type in _EXTENDED and info.size > HEADER_BYTES):
+            raise CorruptFile(cls.archive, "", f"a header of {info.size:,} bytes, at most {HEADER_BYTES:,} are allowed")
+        return info
+
+
+_HEADERS: Any = tarfile  # these errors are not in its stubs
+
+
+def _decode(content: bytes, member: str, name: str, limits: Limits) -> tuple[Any, int]:
+    """The value of a field, and its size in bytes."""
+    rest, _, extension = member.rpartition("/")[2].lower().rpartition(".")
+    if extension in _FIELD_COMPRESSION:
+        content = decompressed(content, _FIELD_COMPRESSION[extension], f"{name}: {member}", limits)
+        extension = rest.rpartition(".")[2]
+    decode = _DECODERS.get(extension)
+    if decode is None:
+        return content, len(content)
+    try:
+        return decode(content), len(content)
+    except UnsupportedFormat:
+        raise UnsupportedFormat(f"{name}: {member}", ("txt", "json", "cls", "npy", "media", "bytes")) from None
+    except (ValueError, RecursionError, OverflowError, MemoryError, EOFError, SyntaxError) as error:
+        raise CorruptFile(name, repr(member), f"not what its name says ({first_line(error)})") from error
+
+
+def _text(content: bytes) -> str:
+    return content.decode("utf-8")
+
+
+def _array(content: bytes) -> Any:
+    """A numpy file as lists of one-dimensional arrays, so that items keep their type. Never unpickles."""
+    stream = io.BytesIO(content)
+    version = np.lib.format.read_magic(stream)
+    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read_header(stream)
+    if dtype.hasobject:
+        raise ValueError("holds Python objects, which are never unpickled")
+    if math.prod(shape) * dtype.itemsize != len(content) - stream.tell():
+        raise ValueError("its header does not fit its size")  # checked first: numpy would make room for any claim
+    stream.seek(0)
+    return _lists(np.lib.format.read_array(stream, allow_pickle=False))
+
+
+def _lists(array: Any) -> Any:
+    if array.ndim == 0:
+        return array[()]
+    return array if array.ndim == 1 else [_lists(part) for part in array]
+
+
+def _refuse(_content: bytes) -> Any:
+    raise UnsupportedFormat("", ())
+
+
+_DECODERS: dict[str, Callable[[bytes], Any]] = {
+    **dict.fromkeys(("txt", "text", "transcript"), _text),
+    **dict.fromkeys(("cls", "cls2", "index", "inx", "id"), int),
+    **dict.fromkeys(("json", "jsn"), json.loads),
+    "npy": _array,
+    **dict.fromkeys(("ten", "tb", "mp", "msg", "npz", "cbor", "pth"), _refuse),
+}
+
+
+class _Columns:
+    """Rows to batches. What is a media column is said by the declared features, else by the field's extension."""
+
+    def __init__(self, name: str, declared: dict[str, Feature] | None) -> None:
+        self.name, self.declared = name, declared
+
+    def batch(self, rows: list[Sample]) -> pa.RecordBatch:
+        fields = self.declared or dict.fromkeys(field for row in rows for field in row)
+        features: dict[str, Feature] = {}
+        arrays = []
+        for field in fields:
+            media = self._media(field)
+            values = [row.get(field) for row in rows]
+            try:
+                if media is not None:
+                    features[field] = media
+                    pairs = [
+                        None if value is None else {"bytes": value, "path": f"{row['__key__']}.{field}"}
+                        for row, value in zip(rows, values, strict=True)
+                    ]
+                    arrays.append(pa.array(pairs, arrow_type(media)))
+                else:
+                    made = pa.array(values)
+                    features[field] = feature_of(made.type)
+                    arrays.append(made)
+            except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
+                where = f"field {field!r}, {rows[0]['__key__']!r} to {rows[-1]['__key__']!r}"
+                raise CorruptFile(self.name, where, f"values of no common type ({first_line(error)})") from error
+        return pa.RecordBatch.from_arrays(arrays, schema=schema_of(features))
+
+    def _media(self, field: str) -> Feature | None:
+        if self.declared is not None:
+            feature = self.declared[field]
+            return feature if arrow_type(feature) == MEDIA else None
+        found = _MEDIA_EXTENSIONS.get(field.rsplit(".", 1)[-1].lower())
+        return {"_type": found} if found is not None else None
