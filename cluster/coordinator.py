@@ -145,7 +145,7 @@ class CoordinatorCore:
         """Tell agents of nodes that are new to us what was prefetched before they came. Nobody waits for it."""
         names = self._store.names()
         for manifest in self._store.manifests():
-            if (survey := self._store.get_survey(manifest.repo)) is not None:
+            if (survey := self._store.get_survey(manifest.repo, manifest.variant)) is not None:
                 told = ray.put([manifest.to_json()])
                 for agent in agents:
                     agent.keep.remote(told, sorted(names.get(manifest.id, ())), survey)

@@ -215,7 +215,15 @@ def _manifest(prepared: Prepared, split: str, items: tuple[WorkItem, ...], resul
             named.setdefault(digest, item.files[0].path)
         shards += [replace(shard, item=item.index) for shard in sorted(result.shards, key=lambda s: s.number)]
     draft = Manifest(
-        prepared.repo, prepared.config, split, None, "", tuple(sorted(schemas.items())), items, tuple(shards)
+        prepared.repo,
+        prepared.config,
+        split,
+        None,
+        "",
+        tuple(sorted(schemas.items())),
+        items,
+        tuple(shards),
+        variant=prepared.request.variant,
     )
     # files that are empty altogether have no columns to speak of
     unified = (

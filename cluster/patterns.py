@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 from crucible.refs import SourceFile
+from crucible.splits import is_split_name
 
 SEPARATORS = "-._ 0-9"
 """What may stand around a split's keyword in a name, as the inside of a character class."""
@@ -215,15 +216,21 @@ class Listing:
                 if hit and glob.requested(path):
                     yield self.files[place]
 
-    def select(self, patterns: Iterable[str], base: str, extensions: Collection[str]) -> tuple[SourceFile, ...]:
+    def select(
+        self, patterns: Iterable[str], base: str, extensions: Collection[str] | None = None
+    ) -> tuple[SourceFile, ...]:
         """Files of all patterns below the folder `base`, pattern by pattern; a file that two match comes twice.
 
-        Only names with one of `extensions` among their dot-suffixes count. Raises FileNotFoundError(pattern) for a
-        pattern without wildcards that matches nothing.
+        Only names with one of `extensions` among their dot-suffixes count, with None all. Raises
+        FileNotFoundError(pattern) for a pattern without wildcards that matches nothing.
         """
         found: list[SourceFile] = []
         for pattern in patterns:
-            hits = [file for file in self.glob(join(base, pattern)) if has_extension(file.path, extensions)]
+            hits = [
+                file
+                for file in self.glob(join(base, pattern))
+                if extensions is None or has_extension(file.path, extensions)
+            ]
             if not hits and not has_magic(join(base, pattern)):
                 raise FileNotFoundError(join(base, pattern))
             found += hits
@@ -254,10 +261,6 @@ class Listing:
 
 def join(base: str, pattern: str) -> str:
     return f"{base.strip('/')}/{pattern}" if base.strip("/") else pattern
-
-
-def is_split_name(name: str) -> bool:
-    return re.match(r"^\w+(\.\w+)*$", name) is not None
 
 
 def suffixes(path: str) -> tuple[str, ...]:

@@ -74,22 +74,30 @@ def prepare(
         pinned = repo.pin(request.repo)
         if not again and (warm := _from_store(request, pinned, store)) is not None:
             return warm
-        configs = survey_repo(repo, pinned)
+        configs = survey_repo(repo, pinned, request)
     config, splits = choose(pinned, configs, request.config, request.split)
     splits = tuple(replace(split, options=replace(split.options, columns=request.columns)) for split in splits)
     items = tuple(tuple(plan_items(pinned, split, shard_bytes=settings.shard_bytes)) for split in splits)
-    return Prepared(request, pinned, config.name, splits, items, (), _describe(pinned, configs))
+    return Prepared(request, pinned, config.name, splits, items, (), _describe(pinned, configs, request))
 
 
-def survey_repo(repo: Repo, pinned: RepoRef) -> tuple[ResolvedConfig, ...]:
-    """List a pinned repo once, read its few metadata files, and resolve its configs."""
+def survey_repo(repo: Repo, pinned: RepoRef, request: DataRequest | None = None) -> tuple[ResolvedConfig, ...]:
+    """List a pinned repo once, read its few metadata files, and resolve its configs; with the files `request` names."""
     files = list(repo.files(pinned))
     texts = {
         file.path: repo.read(pinned, file).decode("utf-8", "replace") for file in files if file.path in METADATA_FILES
     }
     card, extra, infos = (texts.get(path) for path in METADATA_FILES)
     try:
-        return resolve(pinned, files, card, extra_yaml=extra, legacy_infos=infos)
+        return resolve(
+            pinned,
+            files,
+            card,
+            extra_yaml=extra,
+            legacy_infos=infos,
+            data_files=None if request is None else request.data_files,
+            data_dir="" if request is None else request.data_dir,
+        )
     except ScriptRepo:  # only now is it worth a request to see whether the Hub has a parquet copy to recommend
         return resolve(pinned, files, card, refs=repo.revisions(pinned))
 
@@ -110,8 +118,9 @@ def footers(repo: Repo, pinned: RepoRef, files: tuple[SourceFile, ...]) -> dict[
     return found
 
 
-def _describe(pinned: RepoRef, configs: tuple[ResolvedConfig, ...]) -> dict[str, Any]:
+def _describe(pinned: RepoRef, configs: tuple[ResolvedConfig, ...], request: DataRequest) -> dict[str, Any]:
     return {
+        "variant": request.variant,
         "commit": pinned.revision,
         "configs": {config.name: [split.name for split in config.splits] for config in configs},
         "default": next((config.name for config in configs if config.default), None),
@@ -120,7 +129,7 @@ def _describe(pinned: RepoRef, configs: tuple[ResolvedConfig, ...]) -> dict[str,
 
 def _from_store(request: DataRequest, pinned: RepoRef, store: Store) -> Prepared | None:
     """The request from manifests that are here, or None when one is missing."""
-    survey = store.get_survey(pinned)
+    survey = store.get_survey(pinned, request.variant)
     if survey is None:
         return None
     try:
@@ -131,7 +140,7 @@ def _from_store(request: DataRequest, pinned: RepoRef, store: Store) -> Prepared
     except (KeyError, TypeError, AttributeError):
         return None  # written by something else: resolve again
     config, splits = choose(pinned, known, request.config, request.split)
-    ids = store.find_manifests(pinned, config.name, request.columns)
+    ids = store.find_manifests(pinned, config.name, request.columns, request.variant)
     if any(split.name not in ids for split in splits):
         return None
     manifests = tuple(store.get_manifest(ids[split.name]) for split in splits)
@@ -143,7 +152,7 @@ def _split_name(name: str) -> ResolvedSplit:
 
 
 def _offline(request: DataRequest, store: Store) -> Prepared:
-    survey = store.get_survey(request.repo)
+    survey = store.get_survey(request.repo, request.variant)
     if survey is None:
         raise OfflineMode(str(request.repo))
     pinned = replace(request.repo, revision=str(survey["commit"]))

@@ -16,6 +16,7 @@ from crucible.manifest import Manifest
 from crucible.order import steps
 from crucible.refs import NodeId
 from crucible.report import Tally
+from crucible.splits import count
 
 
 def preview(
@@ -23,13 +24,15 @@ def preview(
 ) -> Plan:
     """The plan of a prepared request for `nodes` nodes that have nothing yet. Reads footers; moves no data.
 
+    Of a slice the rows are its own; all else is about its whole split, which is what moves.
+
     `tally` holds what preparing cost: the run will send those requests too, but not the ones for footers.
     """
     spent = tally.counts.requests
     names = {NodeId(f"node-{number}"): 1.0 for number in range(nodes)}
     rows: int | None
     if prepared.cached:
-        rows, source = sum(m.rows for m in prepared.manifests), "manifest"
+        rows, source = count(prepared.request.split, {m.split: m.rows for m in prepared.manifests}), "manifest"
         splits = tuple(m.split for m in prepared.manifests)
         items = tuple(m.items for m in prepared.manifests)
         made = [_known_bytes(manifest) for manifest in prepared.manifests]
@@ -78,20 +81,22 @@ def _known_bytes(manifest: Manifest) -> dict[int, int]:
 
 def _estimate(prepared: Prepared, settings: Settings) -> tuple[int | None, str, list[dict[int, int]]]:
     """(rows, where from, per split: item -> estimated shard bytes), from footers where there are any."""
-    rows: int | None = 0
+    rows: dict[str, int] = {}
     source = "footers"
     made: list[dict[int, int]] = []
     for split, items in zip(prepared.splits, prepared.items, strict=True):
         if split.options.builder == "parquet":
             with open_repo(prepared.repo, settings, Tally()) as repo:
-                known = footers(repo, prepared.repo, split.files)
-            counted: int | None = sum(footer.rows for footer in known.values())
+                read = footers(repo, prepared.repo, split.files)
+            counted: int | None = sum(footer.rows for footer in read.values())
             made.append(
-                {i.index: sum(sum(size for _, size in known[f.path].row_groups) for f in i.files) for i in items}
+                {i.index: sum(sum(size for _, size in read[f.path].row_groups) for f in i.files) for i in items}
             )
         else:
             counted = split.declared_rows
             source = "card" if counted is not None and source != "unknown" else "unknown"
             made.append({item.index: item.size for item in items})
-        rows = None if rows is None or counted is None else rows + counted
-    return rows, "unknown" if rows is None else source, made
+        if counted is not None:
+            rows[split.name] = counted
+    known = len(rows) == len(prepared.splits)
+    return count(prepared.request.split, rows) if known else None, source if known else "unknown", made

@@ -3,6 +3,9 @@
 The card's `configs:` decide where there are any; else the conventions on names do (`patterns.DEFAULT_PATTERNS`). One
 builder serves all configs: the one that the most common extension of the first config asks for.
 
+A request may name files itself (`data_files`, `data_dir`). They take the place of what the card or the conventions say
+in every config, whose settings stay; what `dataset_info` declares is about other files then, and does not count.
+
 A config that cannot be used (a file it names is missing, its format has no reader yet) does not spoil the others:
 the reason stays with it and `choose` raises it.
 """
@@ -10,14 +13,14 @@ the reason stays with it and `choose` raises it.
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from crucible.card import Card, CardConfig, CardInfo, parse_card
 from crucible.cluster.builders import DATA_EXTENSIONS, READABLE, Builder, infer_builder, keep_files_of
 from crucible.cluster.patterns import BadPattern, Listing
+from crucible.data_files import Patterns, is_outside
 from crucible.errors import (
     ConfigNotFound,
     ConfigRequired,
@@ -28,14 +31,14 @@ from crucible.errors import (
     SplitNotFound,
     UnsafePath,
     UnsupportedFormat,
+    UsageError,
 )
 from crucible.feature_types import Feature, dump_features
 from crucible.refs import ReadOptions, RepoRef, SourceFile, safe_repo_path
+from crucible.splits import split_names
 
 CONVERT_REF = "refs/convert/parquet"
 """Where the Hub keeps its own parquet copy of a repo."""
-
-_OUTSIDE = re.compile(r"^(?:[a-z][a-z0-9+.-]*://|/|[A-Za-z]:[\\/])|(?:^|/)\.\.(?:/|$)|::")
 
 _USED_PARAMS = {
     "csv": (
@@ -78,11 +81,14 @@ def resolve(
     refs: Sequence[str] = (),
     extra_yaml: str | None = None,
     legacy_infos: str | None = None,
+    data_files: Patterns | None = None,
+    data_dir: str = "",
 ) -> tuple[ResolvedConfig, ...]:
     """All configs of a repo, in the card's order.
 
     `files` is the whole recursive listing, `card` the text of README.md, `extra_yaml` that of `.huggingface.yaml`,
     `legacy_infos` that of `dataset_infos.json`; `refs` are the repo's refs (they only improve ScriptRepo's advice).
+    `data_files` and `data_dir` are the request's.
     Raises ScriptRepo, InvalidCard, NoDataFiles and UnsupportedFormat.
     """
     listing = Listing(files)
@@ -91,6 +97,8 @@ def resolve(
         raise ScriptRepo(repo.repo_id, script, CONVERT_REF if CONVERT_REF in refs else "")
     parsed = parse_card(repo.repo_id, card, extra_yaml, legacy_infos)
     default = parsed.default_config(repo.repo_id)
+    if data_files is not None or data_dir:
+        return _with_request(repo, listing, parsed, default, data_files, data_dir)
     builder, splits = _infer(repo, listing, parsed)
     if not parsed.configs:
         kept = tuple((name, keep_files_of(builder.name, found)) for name, found in splits)
@@ -103,13 +111,47 @@ def resolve(
 _Splits = tuple[tuple[str, tuple[SourceFile, ...]], ...]
 
 
+def _with_request(
+    repo: RepoRef, listing: Listing, card: Card, default: str | None, data_files: Patterns | None, data_dir: str
+) -> tuple[ResolvedConfig, ...]:
+    """The same files for every config; for none in particular too, where the card has several and no default."""
+    base = _clean(data_dir)
+    patterns = _default_patterns(repo, listing, base) if data_files is None else data_files
+    builder, splits = _builder_of(repo, _select(repo, listing, patterns, base, by="data_files"))
+    if data_dir:
+        splits = tuple((name, keep_files_of(builder.name, found)) for name, found in splits)
+    else:  # a file that was asked for by name is read, whatever its own extension
+        splits = _select(repo, listing, patterns, base, extensions=None, by="data_files")
+    problem = _problem(repo, builder, splits)
+    configs = card.configs or (CardConfig("default", None, "", default in (None, "default"), {}),)
+    if default is None and len(configs) > 1:
+        configs += (CardConfig("default", None, "", True, {}),)
+        default = "default"
+    return tuple(
+        _resolved(
+            config.name,
+            config.name == default or config.default,
+            builder,
+            splits,
+            config.params,
+            config.features,
+            None,
+            problem,
+        )
+        for config in configs
+    )
+
+
 def _infer(repo: RepoRef, listing: Listing, card: Card) -> tuple[Builder, _Splits]:
     """The builder of the whole repo, and the splits it was seen in: the first config's, looked up from the root."""
     first = card.configs[0] if card.configs else None
     patterns = first.data_files if first is not None else None
     if patterns is None:
         patterns = _default_patterns(repo, listing, "")
-    splits = _select(repo, listing, patterns, "")
+    return _builder_of(repo, _select(repo, listing, patterns, ""))
+
+
+def _builder_of(repo: RepoRef, splits: _Splits) -> tuple[Builder, _Splits]:
     builders = {name: infer_builder(found) for name, found in splits}
     distinct = set(builders.values())
     if len(distinct) > 1:
@@ -121,7 +163,7 @@ def _infer(repo: RepoRef, listing: Listing, card: Card) -> tuple[Builder, _Split
     return builder, splits
 
 
-def _default_patterns(repo: RepoRef, listing: Listing, base: str) -> tuple[tuple[str, tuple[str, ...]], ...]:
+def _default_patterns(repo: RepoRef, listing: Listing, base: str) -> Patterns:
     try:
         patterns = listing.default_patterns(base)
     except ValueError as error:
@@ -131,16 +173,29 @@ def _default_patterns(repo: RepoRef, listing: Listing, base: str) -> tuple[tuple
     return tuple(patterns.items())
 
 
-def _select(repo: RepoRef, listing: Listing, patterns: tuple[tuple[str, tuple[str, ...]], ...], base: str) -> _Splits:
+def _select(
+    repo: RepoRef,
+    listing: Listing,
+    patterns: Patterns,
+    base: str,
+    *,
+    extensions: Collection[str] | None = DATA_EXTENSIONS,
+    by: str = "the card",
+) -> _Splits:
+    """The files of each split. `by` says who named the patterns, for errors."""
+
+    def wrong(why: str) -> CrucibleError:
+        return InvalidCard(repo.repo_id, "README.md", why) if by == "the card" else UsageError(f"{by}: {why}")
+
     for pattern in (one for _, many in patterns for one in many):
-        if _OUTSIDE.search(pattern):
-            raise InvalidCard(repo.repo_id, "README.md", f"data file {pattern!r} is outside this repo")
+        if is_outside(pattern):
+            raise wrong(f"data file {pattern!r} is outside this repo")
     try:
-        return tuple((split, listing.select(many, base, DATA_EXTENSIONS)) for split, many in patterns)
+        return tuple((split, listing.select(many, base, extensions)) for split, many in patterns)
     except FileNotFoundError as error:
-        raise NoDataFiles(repo.repo_id, f"the card names {error}, which is not there") from error
+        raise NoDataFiles(repo.repo_id, f"{by} names {error}, which is not there as a data file") from error
     except BadPattern as error:
-        raise InvalidCard(repo.repo_id, "README.md", str(error)) from error
+        raise wrong(str(error)) from error
 
 
 def _without_configs(repo: RepoRef, card: Card, builder: Builder, splits: _Splits, default: bool) -> ResolvedConfig:
@@ -154,9 +209,9 @@ def _with_config(
 ) -> ResolvedConfig:
     base = config.data_dir
     try:
-        if _OUTSIDE.search(base):
+        if is_outside(base):
             raise InvalidCard(repo.repo_id, "README.md", f"data_dir {base!r} is outside this repo")
-        base = "/".join(part for part in base.split("/") if part not in ("", "."))
+        base = _clean(base)
         patterns = config.data_files
         if patterns is None:
             patterns = _default_patterns(repo, listing, base)
@@ -176,11 +231,15 @@ def _with_config(
     )
 
 
+def _clean(folder: str) -> str:
+    return "/".join(part for part in folder.split("/") if part not in ("", "."))
+
+
 def _problem(repo: RepoRef, builder: Builder, splits: _Splits) -> CrucibleError | None:
     if builder.name not in READABLE:
         return UnsupportedFormat(f"{repo.repo_id} ({builder.name})", READABLE)
     if not any(found for _, found in splits):
-        return NoDataFiles(repo.repo_id, "no file matches the patterns of the card")
+        return NoDataFiles(repo.repo_id, "no file matches the patterns that say which files are data")
     for path in (file.path for _, found in splits for file in found):
         try:
             safe_repo_path(repo.repo_id, path)
@@ -238,7 +297,7 @@ def _options(builder: Builder, params: Mapping[str, Any], features: dict[str, Fe
 def choose(
     repo: RepoRef, configs: Sequence[ResolvedConfig], config: str | None, split: str | None
 ) -> tuple[ResolvedConfig, tuple[ResolvedSplit, ...]]:
-    """The config and splits a request means: None is the default config, and all splits.
+    """The config and splits a request means: None is the default config, and all splits; else a split expression.
 
     Raises ConfigRequired, ConfigNotFound or SplitNotFound, which name what there is, or the config's own problem.
     """
@@ -256,7 +315,9 @@ def choose(
         raise chosen.problem
     if split is None:
         return chosen, chosen.splits
-    wanted = tuple(one for one in chosen.splits if one.name == split)
-    if not wanted:
-        raise SplitNotFound(repo.repo_id, chosen.name, split, [one.name for one in chosen.splits])
-    return chosen, wanted
+    known = {one.name: one for one in chosen.splits}
+    wanted = split_names(split, tuple(known))
+    for name in wanted:
+        if name not in known:
+            raise SplitNotFound(repo.repo_id, chosen.name, name, list(known))
+    return chosen, tuple(known[name] for name in wanted)

@@ -12,11 +12,11 @@ import yaml
 
 from crucible.errors import InvalidCard
 from crucible.feature_types import Feature, features_from_yaml, normalise
+from crucible.splits import is_split_name
 
 CARD = "README.md"
 
 _BLOCK = re.compile(r"^(\s*---(?:\r\n|\r|\n))([\S\s]*?)((?:\r\n|\r|\n)---[ \t]*(\r\n|\n|$))")
-_SPLIT = re.compile(r"^\w+(\.\w+)*$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +147,7 @@ def _data_files(repo: str, name: str, value: Any) -> tuple[tuple[str, tuple[str,
         paths = path if isinstance(path, list) else [path]
         if not all(isinstance(one, str) for one in paths):
             raise problem
-        if not _SPLIT.match(split):
+        if not is_split_name(split):
             raise InvalidCard(repo, CARD, f"config {name!r}: {split!r} is not a split name (letters, digits, _ and .)")
         if split in splits:
             raise InvalidCard(repo, CARD, f"config {name!r}: split {split!r} is there twice")

@@ -226,21 +226,21 @@ class ShardReader:
             if shard is not None:
                 self._open.move_to_end(number)
                 return shard
-        info = self.manifest.shards[number]
-        shard = self._fetched(info)
+        shard = self._fetched(number)
         with self._lock:
             self._open[number] = shard
             while len(self._open) > self._most_open:
                 self._open.popitem(last=False)
         return shard
 
-    def _fetched(self, info: ShardInfo) -> _OpenShard:
+    def _fetched(self, number: int) -> _OpenShard:
+        info = self.manifest.shards[number]
         try:
-            return _open_shard(self._source.path(self.manifest, info), self.manifest, info, self._columns)
+            return _open_shard(self._source.path(self.manifest, info), self.manifest, number, self._columns)
         except FileNotFoundError:  # evicted between being named and being opened: the source fetches it again, once
             path = self._source.path(self.manifest, info)
         try:
-            return _open_shard(path, self.manifest, info, self._columns)
+            return _open_shard(path, self.manifest, number, self._columns)
         except FileNotFoundError as error:
             raise StoreError(str(path), f"shard {info.key[:12]} vanished twice before it could be mapped") from error
 
@@ -262,8 +262,10 @@ class _OpenShard(NamedTuple):
     """First row of each batch inside the shard."""
 
 
-def _open_shard(path: Path, manifest: Manifest, info: ShardInfo, columns: tuple[str, ...] | None) -> _OpenShard:
+def _open_shard(path: Path, manifest: Manifest, number: int, columns: tuple[str, ...] | None) -> _OpenShard:
     """Map a shard, checked to be the one the manifest means. Raises CorruptFile, StoreError or FileNotFoundError."""
+    info = manifest.shards[number]
+    first, whole = manifest.cut(number) or (0, info.rows)
     where = f"shard {info.key[:12]}"
     try:
         with pa.memory_map(str(path)) as file:
@@ -280,16 +282,28 @@ def _open_shard(path: Path, manifest: Manifest, info: ShardInfo, columns: tuple[
         if error.errno is None:  # Arrow's own: a footer that does not parse
             raise CorruptFile(str(path), where, f"not a readable Arrow file ({error})") from error
         raise StoreError(str(path), f"{where} cannot be opened ({error.strerror}); read again to fetch it") from error
-    rows = [batch.num_rows for batch in batches]
-    if sum(rows) != info.rows:
-        raise CorruptFile(str(path), where, f"holds {sum(rows):,} rows, the manifest says {info.rows:,}; remove it")
+    held = sum(batch.num_rows for batch in batches)
+    if held != whole:
+        raise CorruptFile(str(path), where, f"holds {held:,} rows, the manifest says {whole:,}; remove it")
     if not schema.equals(manifest.arrow_schema_of(info.schema)):
         raise CorruptFile(str(path), where, "has other columns than the manifest says; remove it and read again")
     if columns is not None:
         present = [name for name in columns if name in schema.names]
         batches = [batch.select(present) for batch in batches]
-    lengths = np.asarray(rows, dtype=np.int64)
+    if info.rows != whole:
+        batches = list(_part(batches, first, first + info.rows))
+    lengths = np.asarray([batch.num_rows for batch in batches], dtype=np.int64)
     return _OpenShard(batches, np.cumsum(lengths) - lengths)
+
+
+def _part(batches: list[pa.RecordBatch], start: int, stop: int) -> Iterator[pa.RecordBatch]:
+    """Rows [start, stop) of consecutive batches, still mapped."""
+    base = 0
+    for batch in batches:
+        low, high = max(start - base, 0), min(stop - base, batch.num_rows)
+        if low < high:
+            yield batch.slice(low, high - low)
+        base += batch.num_rows
 
 
 def _pick(batch: pa.RecordBatch, rows: Int64s) -> list[pa.RecordBatch]:

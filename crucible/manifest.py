@@ -53,6 +53,10 @@ class Manifest:
     """Item i has index i."""
     shards: tuple[ShardInfo, ...]
     local_bytes: int = LOCAL_EVERYWHERE_BYTES
+    variant: str = ""
+    """`DataRequest.variant` of the request that made it: another choice of files than the repo's own."""
+    cuts: tuple[tuple[int, int], ...] = ()
+    """Of a slice (`crucible.splits`), for each shard: its first row that belongs, and how many its file holds."""
 
     @property
     def rows(self) -> int:
@@ -60,8 +64,14 @@ class Manifest:
 
     @property
     def size(self) -> int:
-        """Bytes of all shards."""
+        """Bytes of all shards; of a slice its share of them, by rows."""
+        if self.cuts:
+            return sum(shard.size * shard.rows // whole for shard, (_, whole) in zip(self.shards, self.cuts))
         return sum(shard.size for shard in self.shards)
+
+    def cut(self, number: int) -> tuple[int, int] | None:
+        """(first row, rows in the file) where only a part of shard `number` belongs; None in a whole split."""
+        return self.cuts[number] if self.cuts else None
 
     @property
     def local_everywhere(self) -> bool:
@@ -98,6 +108,9 @@ class Manifest:
         for file in (file for item in told["items"] for file in item["files"]):
             for name in BESIDE_THE_POINT:
                 del file[name]
+        for name in ("variant", "cuts"):
+            if not told[name]:
+                del told[name]
         return told
 
     def to_json(self) -> bytes:
@@ -122,6 +135,8 @@ def manifest_from_json(data: bytes, expected_id: str | None = None) -> Manifest:
             items=tuple(_item(item) for item in raw["items"]),
             shards=tuple(ShardInfo(**shard) for shard in raw["shards"]),
             local_bytes=raw["local_bytes"],
+            variant=raw.get("variant", ""),
+            cuts=tuple((first, rows) for first, rows in raw.get("cuts", ())),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ManifestError(name, f"cannot be read ({error}); delete it and prefetch again") from error

@@ -21,6 +21,7 @@ from crucible.cluster.plan import Plan
 from crucible.cluster.prepare import prepare, remember
 from crucible.cluster.preview import preview
 from crucible.config import Settings, Token, check_endpoint
+from crucible.data_files import DataFiles, data_request
 from crucible.dataset import Dataset, DatasetDict, IterableDataset
 from crucible.errors import ClusterError, CrucibleError, ManifestError, UsageError
 from crucible.hub.client import repo_ref
@@ -29,6 +30,7 @@ from crucible.manifest import Manifest
 from crucible.reach import listens
 from crucible.refs import DataRequest, RepoType
 from crucible.report import JobReport, Progress, Tally
+from crucible.splits import each_split, request_of, split_texts, take
 from crucible.workers.fetch import NodeShards
 from crucible.workers.work import Workplace
 
@@ -46,30 +48,42 @@ found done. One that dies again and again does not die by accident."""
 def load_dataset(
     path: str,
     name: str | None = None,
+    data_dir: str | None = None,
+    data_files: DataFiles | None = None,
     *,
-    split: str | None = None,
+    split: Any = None,
     streaming: bool = False,
     revision: str | None = None,
     columns: Sequence[str] | None = None,
     endpoint: str | None = None,
     token: str | bool | None = None,
-) -> Dataset | DatasetDict | IterableDataset | dict[str, IterableDataset]:
+) -> Dataset | DatasetDict | IterableDataset | dict[str, IterableDataset] | list[Any]:
     """Open a dataset repo (or a folder, `./my-repo`), as `datasets.load_dataset` would.
 
-    `name` is the config. Without `split` all splits come, in a `DatasetDict` (a plain dict when `streaming`). What an
-    earlier `prefetch` left on this node or on a peer is used; the rest is downloaded, verified and converted here,
-    before this returns. `columns` converts only those. `token` False means anonymous.
+    `name` is the config. `split` is a name, a slice (`train[:10%]`, `train[100:200]`), a sum of these, or `all`, and
+    gives a `Dataset` (an `IterableDataset` when `streaming`); a list or a dict of them gives a list or a dict. Without
+    `split` all splits come, in a `DatasetDict` (a plain dict when `streaming`). `data_files` (a path or pattern, a list
+    of them, or a dict of split to these) and `data_dir` choose other files of the repo than its card does.
+
+    What an earlier `prefetch` left on this node or on a peer is used; the rest is downloaded, verified and converted
+    here, before this returns: whole splits, a slice being a view of its split. `columns` converts only those.
+    `token` False means anonymous.
 
     Raises a RepoError that names what there is, OfflineMode, a TransferError, a ConversionError or a StoreError.
     """
     settings = settings_with(Settings.from_env(), endpoint=endpoint, token=token)
-    request = data_request(path, name, split=split, revision=revision, columns=columns)
-    manifests, _ = local_job(request, settings)
-    if streaming:
-        streams = {m.split: IterableDataset(m, NodeShards(settings)) for m in manifests}
-        return streams[split] if split is not None else streams
-    whole = {m.split: Dataset(m, NodeShards(settings)) for m in manifests}
-    return whole[split] if split is not None else DatasetDict(whole)
+    wanted = None if split is None else request_of(split_texts(split))
+    request = data_request(
+        path, name, split=wanted, revision=revision, columns=columns, data_dir=data_dir, data_files=data_files
+    )
+    manifests = {manifest.split: manifest for manifest in local_job(request, settings)[0]}
+    kind = IterableDataset if streaming else Dataset
+    opened = each_split(
+        {name: name for name in manifests} if split is None else split,
+        lambda expression: kind(take(expression, manifests), NodeShards(settings)),
+    )
+    made: Dataset | IterableDataset | dict[str, IterableDataset] | list[Any] = opened
+    return DatasetDict(opened) if isinstance(opened, dict) and not streaming else made
 
 
 def prefetch(
@@ -79,6 +93,8 @@ def prefetch(
     split: str | None = None,
     revision: str | None = None,
     columns: Sequence[str] | None = None,
+    data_dir: str | None = None,
+    data_files: DataFiles | None = None,
     replicas: int = 1,
     address: str | None = None,
     nodes: int | None = None,
@@ -88,6 +104,7 @@ def prefetch(
 ) -> JobReport:
     """Bring a repo into the stores of a Ray cluster, each byte once, and return what was done.
 
+    `split`, `data_dir` and `data_files` are `load_dataset`'s; of a slice the whole split is brought.
     `address` is a running cluster's (`auto` finds this machine's); without it, and without RAY_ADDRESS, Ray is embedded
     in this process and ends with it. `replicas` nodes will hold each shard; `nodes` limits how many take part.
     `keep_raw` leaves the source files that this job downloads in the Hub cache of the node that brought them.
@@ -98,7 +115,9 @@ def prefetch(
     if replicas < 1 or (nodes is not None and nodes < 1):
         raise UsageError(f"replicas and nodes are at least 1, got replicas={replicas}, nodes={nodes}")
     settings = settings_with(Settings.from_env(), endpoint=endpoint)
-    request = data_request(repo, config, split=split, revision=revision, columns=columns)
+    request = data_request(
+        repo, config, split=split, revision=revision, columns=columns, data_dir=data_dir, data_files=data_files
+    )
     with cluster(address or settings.ray_address) as embedded:
         return _run_on_cluster(request, settings, embedded, replicas, nodes, keep_raw, on_progress)
 
@@ -110,6 +129,8 @@ def plan(
     split: str | None = None,
     revision: str | None = None,
     columns: Sequence[str] | None = None,
+    data_dir: str | None = None,
+    data_files: DataFiles | None = None,
     nodes: int = 1,
     ranks_per_node: int = 1,
     batch: int = 1,
@@ -119,12 +140,15 @@ def plan(
     """Say what a prefetch on `nodes` cold nodes would move and what each rank would then read. Moves no data.
 
     Reads the repo's listing and card, and parquet footers by range. `requests` and `rows` equal what the run then
-    counts, when nothing fails on the way. With several splits, `rows` and `ranks` are about their sum.
+    counts, when nothing fails on the way. With several splits, `rows` and `ranks` are about their sum. Of a slice the
+    whole split is moved; `rows` and `ranks` are the slice's.
     """
     if min(nodes, ranks_per_node, batch, replicas) < 1:
         raise UsageError("nodes, ranks, batch and replicas are at least 1")
     settings = settings_with(Settings.from_env(), endpoint=endpoint)
-    request = data_request(repo, config, split=split, revision=revision, columns=columns)
+    request = data_request(
+        repo, config, split=split, revision=revision, columns=columns, data_dir=data_dir, data_files=data_files
+    )
     store, tally = Store(settings.home), Tally()
     prepared = prepare(request, settings, store, tally)
     return preview(prepared, settings, tally, nodes, ranks_per_node, batch, replicas)
@@ -158,15 +182,6 @@ def pull(
     cache = HubCache(Path(cache_dir or settings.hub_cache).expanduser().absolute())
     ref = replace(repo_ref(repo, revision), repo_type=repo_type)
     return bring_repo(ref, settings, cache, include=include, exclude=exclude, verify=verify, on_progress=on_progress)
-
-
-def data_request(
-    repo: str, config: str | None, *, split: str | None, revision: str | None, columns: Sequence[str] | None
-) -> DataRequest:
-    """Check the arguments that name data. Raises UsageError."""
-    if columns is not None and (not columns or isinstance(columns, str)):
-        raise UsageError(f"columns must be a list of column names, got {columns!r}")
-    return DataRequest(repo_ref(repo, revision), config, split, None if columns is None else tuple(columns))
 
 
 def settings_with(settings: Settings, *, endpoint: str | None = None, token: str | bool | None = None) -> Settings:
@@ -346,6 +361,8 @@ def locate(
     *,
     split: str | None = None,
     revision: str | None = None,
+    data_dir: str | None = None,
+    data_files: DataFiles | None = None,
     address: str | None = None,
     endpoint: str | None = None,
 ) -> list[Located]:
@@ -353,7 +370,9 @@ def locate(
     from crucible.workers.tasks import coordinator
 
     settings = settings_with(Settings.from_env(), endpoint=endpoint)
-    request = data_request(repo, config, split=split, revision=revision, columns=None)
+    request = data_request(
+        repo, config, split=split, revision=revision, columns=None, data_dir=data_dir, data_files=data_files
+    )
     prepared = prepare(request, settings, Store(settings.home), Tally())
     if not prepared.cached:
         raise ManifestError(repo, f"is not in {settings.home}; run `crucible prefetch {repo}` first")

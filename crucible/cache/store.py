@@ -142,7 +142,7 @@ class Store:
         columns = manifest.items[0].options.columns if manifest.items else None
         for revision in {manifest.repo.revision, *revisions}:
             ref = RepoRef(manifest.repo.repo_id, revision, manifest.repo.repo_type)
-            folder = self._ref_folder(ref) / _variant(manifest.config, columns)
+            folder = self._ref_folder(ref) / _variant(manifest.config, columns, manifest.variant)
             self._write(folder / f"{_part(manifest.split)}.json", pointer)
 
     def get_manifest(self, manifest_id: str) -> Manifest:
@@ -157,24 +157,27 @@ class Store:
             ) from error
         return manifest_from_json(data, manifest_id)
 
-    def find_manifests(self, repo: RepoRef, config: str, columns: tuple[str, ...] | None = None) -> dict[str, str]:
+    def find_manifests(
+        self, repo: RepoRef, config: str, columns: tuple[str, ...] | None = None, variant: str = ""
+    ) -> dict[str, str]:
         """Split name -> manifest id for a repo at a revision, as far as this store knows them."""
         found = {}
         with suppress(OSError):
-            for path in sorted((self._ref_folder(repo) / _variant(config, columns)).glob("*.json")):
+            for path in sorted((self._ref_folder(repo) / _variant(config, columns, variant)).glob("*.json")):
                 with suppress(ValueError, KeyError, TypeError):
                     manifest_id = json.loads(path.read_bytes())["manifest"]
                     found[_unpart(path.stem)] = str(manifest_id)
         return found
 
     def put_survey(self, repo: RepoRef, survey: dict[str, Any]) -> None:
-        """Remember which configs and splits a revision has, for offline use."""
-        self._write(self._ref_folder(repo) / "repo.json", json.dumps(survey).encode())
+        """Remember which configs and splits a revision has, for offline use. Its `variant` says for which requests."""
+        path = self._ref_folder(repo) / _survey(str(survey.get("variant", "")))
+        self._write(path, json.dumps(survey).encode())
 
-    def get_survey(self, repo: RepoRef) -> dict[str, Any] | None:
+    def get_survey(self, repo: RepoRef, variant: str = "") -> dict[str, Any] | None:
         """What `put_survey` remembered, or None."""
         try:
-            survey = json.loads((self._ref_folder(repo) / "repo.json").read_bytes())
+            survey = json.loads((self._ref_folder(repo) / _survey(variant)).read_bytes())
         except (OSError, ValueError):
             return None
         return survey if isinstance(survey, dict) else None
@@ -311,9 +314,14 @@ def _part(name: str) -> str:
     return quote(name, safe="").replace(".", "%2E")
 
 
-def _variant(config: str, columns: tuple[str, ...] | None) -> str:
-    """Folder of one config's pointers; a column subset is another dataset, so it has another folder."""
-    return _part(config) if columns is None else f"{_part(config)}+{digest_of({'columns': columns})[:16]}"
+def _variant(config: str, columns: tuple[str, ...] | None, variant: str) -> str:
+    """Folder of one config's pointers; a column subset, or a choice of files, is another dataset in another folder."""
+    subset = "" if columns is None else f"+{digest_of({'columns': columns})[:16]}"
+    return f"{_part(config)}{subset}" + (f"++{variant}" if variant else "")
+
+
+def _survey(variant: str) -> str:
+    return f"repo+{variant}.json" if variant else "repo.json"
 
 
 def _unpart(part: str) -> str:

@@ -20,7 +20,9 @@ _LONGEST = 200
 @click.command("head")
 @options.repo
 @options.config
-@click.option("--split", metavar="NAME", default="train", show_default=True, help="Split.")
+@click.option("--split", metavar="SPLIT", default="train", show_default=True, help="Split, slice or sum of these.")
+@options.data_dir
+@options.data_files
 @options.revision
 @options.endpoint
 @options.columns
@@ -38,7 +40,7 @@ def command(count: int, as_json: bool, quiet: bool, repo: str, config: str | Non
     \b
     Example:
       crucible data head openai/gsm8k --config main -n 3
-      crucible data head uoft-cs/cifar10 --split test --json | jq .label
+      crucible data head uoft-cs/cifar10 --split 'test[-5:]' --json
     """
     from crucible import session
 

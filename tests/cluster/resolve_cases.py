@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import gzip
+from pathlib import Path
+
 CSV = "a,b\n1,x\n2,y\n"
 JSONL = '{"a": 1, "b": "x"}\n{"a": 2, "b": "y"}\n'
 TXT = "one\ntwo\n"
@@ -10,6 +13,25 @@ TXT = "one\ntwo\n"
 
 def card(yaml: str) -> str:
     return f"---\n{yaml.strip()}\n---\n# A data set\n"
+
+
+def content(path: str, text: str) -> bytes:
+    """What a file of a layout holds: its own path in the first row, so that the order of files shows in the rows."""
+    if text in (CSV, JSONL):
+        text = text.replace("x", path, 1)
+    data = (path + "\n" + text if text == TXT else text).encode()
+    return gzip.compress(data, mtime=0) if path.endswith(".gz") else data
+
+
+def lay_out(folder: Path, files: dict[str, str], text: str | None) -> list[str]:
+    """Write a repo to disk; the paths of its files."""
+    paths = [*files, *(["README.md"] if text is not None else [])]
+    for path in paths:
+        target = folder / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(content(path, files[path]) if path in files else (text or "").encode())
+    folder.mkdir(exist_ok=True)
+    return paths
 
 
 def csvs(*paths: str) -> dict[str, str]:
@@ -58,7 +80,7 @@ CONVENTIONS: dict[str, dict[str, str]] = {
     "a markdown file beside the data": {**csvs("a.csv"), "NOTES.md": "hi"},
     "an extension in a folder's name": {
         **csvs("a.csv", "b.csv", "x.csv.d/c.csv"),
-        "x.csv.d/e.txt": TXT,
+        "x.csv.d/e.txt": CSV,
         "y.csv/f.txt": TXT,
     },
     "nothing but a card": {},
@@ -142,7 +164,7 @@ CARDS: dict[str, tuple[dict[str, str], str]] = {
         "configs:\n- config_name: m\n  data_files:\n  - split: a.b\n    path: a.csv",
     ),
     "another format in a pattern": (
-        {**csvs("d/a.csv", "d/b.csv"), "d/c.txt": TXT, "d/e.weird": "?"},
+        {**csvs("d/a.csv", "d/b.csv"), "d/c.txt": CSV, "d/e.weird": "?"},
         "configs:\n- config_name: m\n  data_files: d/*",
     ),
     "configs of two formats": (
@@ -189,7 +211,7 @@ CARDS: dict[str, tuple[dict[str, str], str]] = {
     ),
     "a lone dataset_info picks among configs": (
         csvs("a.csv", "b.csv"),
-        "dataset_info:\n  config_name: b\n  splits: []\nconfigs:\n- config_name: a\n  data_files: a.csv\n- config_name: b\n  data_files: b.csv",
+        "dataset_info:\n  config_name: b\n  splits:\n  - name: train\n    num_examples: 2\nconfigs:\n- config_name: a\n  data_files: a.csv\n- config_name: b\n  data_files: b.csv",
     ),
     "two dataset_infos": (
         csvs("a.csv"),

@@ -26,7 +26,7 @@ from crucible.errors import (
     UnsupportedFormat,
 )
 from crucible.refs import RepoRef, SourceFile
-from tests.cluster.resolve_cases import CARDS, CONVENTIONS, LEGACY, card
+from tests.cluster.resolve_cases import CARDS, CONVENTIONS, LEGACY, card, lay_out
 from tests.oracle import datasets
 
 REPO = RepoRef("someone/repo", "0" * 40)
@@ -34,18 +34,6 @@ REPO = RepoRef("someone/repo", "0" * 40)
 
 def listing(*paths: str) -> list[SourceFile]:
     return [SourceFile(path, 1, "0" * 40, False) for path in paths]
-
-
-def lay_out(folder: Path, files: dict[str, str], text: str | None) -> list[SourceFile]:
-    """Write a repo to disk, and list it as the Hub would."""
-    folder.mkdir()
-    for path, content in files.items():
-        target = folder / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(content)
-    if text is not None:
-        (folder / "README.md").write_text(text)
-    return listing(*[*files, *(["README.md"] if text is not None else [])])
 
 
 def ours(files: list[SourceFile], text: str | None, legacy: str | None = None) -> dict[str, Any] | str:
@@ -108,14 +96,14 @@ def _their_config(folder: Path, name: str) -> dict[str, Any] | str:
 
 @pytest.mark.parametrize("case", CONVENTIONS, ids=str)
 def test_names_of_files_decide_the_splits_as_in_datasets(case: str, tmp_path: Path) -> None:
-    files = lay_out(tmp_path / "repo", CONVENTIONS[case], None)
+    files = listing(*lay_out(tmp_path / "repo", CONVENTIONS[case], None))
     assert ours(files, None) == theirs(tmp_path / "repo")
 
 
 @pytest.mark.parametrize("case", CARDS, ids=str)
 def test_the_card_decides_as_in_datasets(case: str, tmp_path: Path) -> None:
     paths, yaml = CARDS[case]
-    files = lay_out(tmp_path / "repo", paths, card(yaml))
+    files = listing(*lay_out(tmp_path / "repo", paths, card(yaml)))
     assert ours(files, card(yaml)) == theirs(tmp_path / "repo")
 
 
@@ -123,7 +111,7 @@ def test_the_card_decides_as_in_datasets(case: str, tmp_path: Path) -> None:
 def test_infos_of_old_repos_say_what_the_card_does_not(case: str, tmp_path: Path) -> None:
     paths, yaml = LEGACY[case]
     text = None if yaml is None else card(yaml)
-    files = lay_out(tmp_path / "repo", paths, text)
+    files = listing(*lay_out(tmp_path / "repo", paths, text))
     assert ours(files, text, paths["dataset_infos.json"]) == theirs(tmp_path / "repo")
 
 

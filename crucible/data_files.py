@@ -1,0 +1,118 @@
+"""From the arguments that name data to a checked request; above all `data_files` and `data_dir`. Pure.
+
+These two say which files to read in place of those that the repo's card says. `data_files` comes in the forms that
+`datasets` takes: a pattern, a list of patterns, a dict of split to one or a list of them, or a list of {split, path}.
+Patterns are relative to the repo (to `data_dir` when that is given too). An absolute path inside a local folder, and
+`hf://datasets/<this repo>/...`, mean the same; anything outside the repo is refused.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+from crucible.errors import UsageError
+from crucible.hub.client import repo_ref
+from crucible.refs import DataRequest, RepoRef
+from crucible.splits import is_split_name, parse_split
+
+Patterns: TypeAlias = tuple[tuple[str, tuple[str, ...]], ...]
+"""(split, patterns), in order."""
+
+DataFiles: TypeAlias = "str | os.PathLike[str] | Sequence[Any] | Mapping[str, Any]"
+"""What a caller may give."""
+
+_OUTSIDE = re.compile(r"^(?:[A-Za-z][A-Za-z0-9+.-]*://|/|[A-Za-z]:[\\/])|(?:^|/)\.\.(?:/|$)|::")
+
+
+def is_outside(pattern: str) -> bool:
+    """True for a path or pattern that is absolute, a URL, or goes up: it cannot be in the repo."""
+    return _OUTSIDE.search(pattern) is not None
+
+
+def data_request(
+    repo: str,
+    config: str | None,
+    *,
+    split: str | None,
+    revision: str | None,
+    columns: Sequence[str] | None,
+    data_dir: str | None = None,
+    data_files: DataFiles | None = None,
+) -> DataRequest:
+    """Check the arguments that name data. Raises UsageError."""
+    if columns is not None and (not columns or isinstance(columns, str)):
+        raise UsageError(f"columns must be a list of column names, got {columns!r}")
+    if split is not None:
+        parse_split(split)
+    ref = repo_ref(repo, revision)
+    return DataRequest(
+        ref,
+        config,
+        split,
+        None if columns is None else tuple(columns),
+        None if data_files is None else given_data_files(ref, data_files),
+        given_data_dir(ref, data_dir),
+    )
+
+
+def given_data_files(repo: RepoRef, value: Any) -> Patterns:
+    """Check the argument `data_files`. Raises UsageError naming what is wrong with it."""
+    if not value:
+        raise UsageError(f"data_files is empty ({value!r}); leave it out to get what the repo says")
+    if isinstance(value, (str, os.PathLike)):
+        return (("train", (_inside(repo, value),)),)
+    if not isinstance(value, Iterable):
+        raise UsageError(f"data_files must be a path, a list of paths, or a dict of split to paths, got {value!r}")
+    listed = list(value)
+    if isinstance(value, Mapping):
+        pairs = [(str(split), patterns) for split, patterns in value.items()]
+    elif any(isinstance(one, Mapping) for one in listed):
+        if not all(isinstance(one, Mapping) and set(one) == {"split", "path"} for one in listed):
+            raise UsageError(f"data_files: each entry of the list needs `split` and `path`, nothing else: {listed!r}")
+        pairs = [(str(one["split"]), one["path"]) for one in listed]
+    else:
+        pairs = [("train", listed)]
+    names = [split for split, _ in pairs]
+    for split in names:
+        if not is_split_name(split):
+            raise UsageError(f"data_files: {split!r} is not a split name (letters, digits, _ and . between words)")
+        if names.count(split) > 1:
+            raise UsageError(f"data_files: split {split!r} is there twice")
+    return tuple((split, _patterns(repo, split, patterns)) for split, patterns in pairs)
+
+
+def _patterns(repo: RepoRef, split: str, value: Any) -> tuple[str, ...]:
+    if isinstance(value, (str, os.PathLike)):
+        return (_inside(repo, value),)
+    if not isinstance(value, (list, tuple)) or not value:
+        raise UsageError(f"data_files: split {split!r} needs a path or a list of paths, got {value!r}")
+    return tuple(_inside(repo, one) for one in value)
+
+
+def given_data_dir(repo: RepoRef, value: str | os.PathLike[str] | None) -> str:
+    """Check the argument `data_dir`; the folder's path in the repo, empty for the whole repo. Raises UsageError."""
+    folder = "" if value is None else _inside(repo, value)
+    return "/".join(part for part in folder.split("/") if part not in ("", "."))
+
+
+def _inside(repo: RepoRef, value: Any) -> str:
+    """The pattern relative to the repo's root. Raises UsageError for one that leads elsewhere."""
+    try:
+        pattern = os.fspath(value)
+    except TypeError:
+        pattern = None
+    if not isinstance(pattern, str) or not pattern:
+        raise UsageError(f"a path in data_files must be a string that is not empty, got {value!r}")
+    for root in (repo.repo_id, f"hf://datasets/{repo.repo_id}@{repo.revision}", f"hf://datasets/{repo.repo_id}"):
+        if pattern == root or pattern.startswith(f"{root}/"):
+            pattern = pattern.removeprefix(root).lstrip("/") if is_outside(root) else pattern
+            break
+    if is_outside(pattern):
+        raise UsageError(
+            f"{value!r} is outside {repo.repo_id}; give a path or a pattern relative to the repo. Files from elsewhere "
+            "(URLs, other repos) are not read; put them into a folder, and load that"
+        )
+    return pattern
