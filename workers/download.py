@@ -11,24 +11,24 @@ what the disk says (`StoreError`).
 from __future__ import annotations
 
 import os
-import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path
-from typing import Protocol
 
 from crucible.cache.blobs import BlobFolder, Partial
-from crucible.config import Settings
-from crucible.errors import ChecksumMismatch, CrucibleError, SizeMismatch
-from crucible.hashing import hash_bytes
+from crucible.errors import ChecksumMismatch, CrucibleError, DiskFull, StoreError
 from crucible.hub.http import Refusal
 from crucible.parts import SMALL_BYTES, part_size
 from crucible.refs import SourceFile
 from crucible.report import Observer, Tally, TransferEvent, unobserved
 from crucible.workers.assemble import Assembly, Attempt, Part
-from crucible.workers.ladder import Failures, Ladder
+from crucible.workers.ladder import Ladder
+from crucible.workers.options import DownloadOptions as DownloadOptions
+from crucible.workers.options import Spare as Spare
+from crucible.workers.options import retried
+from crucible.workers.small import bring_small
 from crucible.workers.sources import Source
 
 TICK_S = 0.1
@@ -40,40 +40,6 @@ SLOW_STREAM = 200e6
 SLOW_AFTER_S = 0.5
 PUSH_WAIT_S = 30.0
 """How long a finished file waits for its last ranges to reach the spare; whatever is later is only lost effort."""
-
-
-class Spare(Protocol):
-    """Told of every finished range of a big file, so that it exists somewhere else as well. Must not raise."""
-
-    def __call__(self, file: SourceFile, descriptor: int, start: int, stop: int) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class DownloadOptions:
-    """How one file is brought. All from `Settings`."""
-
-    part_bytes: int
-    tries: int
-    """Tries of one range without a new byte, per source."""
-    backoff_cap_s: float
-    streams: int = 1
-    stall_s: float = 3.0
-    sleep: Callable[[float], None] = time.sleep
-    quarantine: Path | None = None
-    """Where bytes that turned out wrong are kept for a look; None: nowhere."""
-    spare: Spare | None = None
-
-    @classmethod
-    def of(cls, settings: Settings, *, spare: Spare | None = None) -> DownloadOptions:
-        return cls(
-            part_bytes=settings.part_bytes,
-            tries=settings.tries,
-            backoff_cap_s=settings.backoff_cap_s,
-            streams=settings.streams,
-            stall_s=settings.stall_s,
-            quarantine=settings.home / "quarantine",
-            spare=spare,
-        )
 
 
 def bring(
@@ -92,79 +58,26 @@ def bring(
     observe(TransferEvent("started", file.path, file.size))
     ladder = Ladder(file, sources, tries=options.tries, backoff_cap_s=options.backoff_cap_s)
     try:
-        path = _small(file, ladder, blobs, options, tally, observe) if file.size < SMALL_BYTES else None
+        path = bring_small(file, ladder, blobs, options, tally, observe) if file.size < SMALL_BYTES else None
         while path is None:
             with blobs.claim(file) as partial:
                 if partial is None:
                     observe(TransferEvent("progress", file.path, file.size, source="disk"))
                     path = blobs.path(file.oid)
-                elif _Delivery(file, ladder, partial, options, tally, observe).run():
-                    path = partial.publish()
-                # else: fenced. Whoever took this over while this process was not heard of is waited for.
+                    continue
+                try:
+                    if _Delivery(file, ladder, partial, options, tally, observe).run():
+                        path = partial.publish()
+                    # else: fenced. Whoever took this over while this process was not heard of is waited for.
+                except DiskFull:
+                    with suppress(StoreError):
+                        partial.reset()  # what does not fit must not keep the disk full for everything else
+                    raise
     except CrucibleError as error:
         observe(TransferEvent("failed", file.path, file.size, reason=str(error)))
         raise
     observe(TransferEvent("finished", file.path, file.size, seconds=time.monotonic() - began))
     return path
-
-
-def _small(
-    file: SourceFile, ladder: Ladder, blobs: BlobFolder, options: DownloadOptions, tally: Tally, observe: Observer
-) -> Path:
-    """A file that fits in memory many times over: no journal, no lease, one write."""
-    if blobs.has(file):
-        observe(TransferEvent("progress", file.path, file.size, source="disk"))
-        return blobs.path(file.oid)
-    body = bytearray(file.size)
-    failures = Failures()
-    at = 0
-    while True:
-        source = ladder.pick(failures)
-        before = at
-        try:
-            if at < file.size:
-                with source.open(file, at, file.size) as reply:
-                    at = at if reply.start == at else 0
-                    for chunk in reply.chunks:
-                        source.count(len(chunk))
-                        if at + len(chunk) > file.size:
-                            raise SizeMismatch(file.path, source.name, file.size, at + len(chunk))
-                        body[at : at + len(chunk)] = chunk
-                        at += len(chunk)
-                if at < file.size:
-                    raise Refusal(None, {}, f"the body ended after {at:,} of {file.size:,} bytes")
-            if (actual := hash_bytes(file, body)) != file.oid:
-                raise ChecksumMismatch(file.path, source.name, file.oid, actual)
-        except Exception as error:  # noqa: BLE001 - the ladder raises again what no source can help with
-            if at > before:
-                failures.forget()
-            wait = ladder.failed(source, error, failures)
-            at = 0 if isinstance(error, ChecksumMismatch | SizeMismatch) else at
-            _retried(file, source.name, error, wait, options, tally, observe)
-            continue
-        tally.add(verified_files=1)
-        path = blobs.put(file, body)
-        observe(TransferEvent("progress", file.path, file.size, source=source.name))
-        observe(TransferEvent("verified", file.path, file.size, source=source.name))
-        return path
-
-
-def _retried(
-    file: SourceFile,
-    source: str,
-    error: Exception,
-    wait: float,
-    options: DownloadOptions,
-    tally: Tally,
-    observe: Observer,
-) -> None:
-    tally.add(retries=1)
-    reason = error.reason if isinstance(error, Refusal) else str(error)
-    observe(TransferEvent("retried", file.path, source=source, reason=reason))
-    if wait > 0:
-        wait *= 1 + 0.1 * random.random()  # a cluster must not return as one
-        observe(TransferEvent("waiting", file.path, seconds=wait, source=source, reason=reason))
-        options.sleep(wait)
 
 
 class _Delivery:
@@ -253,7 +166,7 @@ class _Delivery:
         liars = sorted(assembly.sources)
         error = ChecksumMismatch(file.path, ", ".join(liars) or "the partial on this disk", file.oid, actual)
         self._ladder.lied(liars, error)
-        _retried(file, ", ".join(liars), error, 0, self._options, self._tally, self._observe)
+        retried(file, ", ".join(liars), error, 0, self._options, self._tally, self._observe)
         folder = self._options.quarantine
         assembly.restart(lambda: self._partial.quarantine(folder) if folder else self._partial.reset())
         assembly.follow()
@@ -294,7 +207,7 @@ class _Delivery:
                 try:
                     wait = self._ladder.failed(source, error, part.failures)
                     part.moved = time.monotonic() + 2 * wait  # it rests, it does not stall
-                    _retried(self._file, source.name, error, wait, options, self._tally, self._observe)
+                    retried(self._file, source.name, error, wait, options, self._tally, self._observe)
                     again = assembly.retry(attempt, self._ladder.pick(part.failures).name)
                 finally:
                     # a no-op after `retry`: the part has another owner by then

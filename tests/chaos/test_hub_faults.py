@@ -37,7 +37,7 @@ ROWS = 3000
 @pytest.fixture
 def repo(hub: FaultyHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FaultyHub:
     """One parquet file (LFS, from the CDN) and one jsonl (regular, from the Hub itself), as two splits."""
-    table = pa.table({"id": range(ROWS), "text": [f"row {i} " + "x" * (i % 97) for i in range(ROWS)]})
+    table = pa.table({"id": range(ROWS), "text": [f"row {i} " + "x" * (8 * (i % 97)) for i in range(ROWS)]})
     pq.write_table(table, tmp_path / "train.parquet", row_group_size=500, compression="none")
     lines = "".join(json.dumps(row) + "\n" for row in table.to_pylist())
     hub.import_files(REPO, {"train.parquet": tmp_path / "train.parquet"})
@@ -45,7 +45,7 @@ def repo(hub: FaultyHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fau
     monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
     monkeypatch.setenv("CRUCIBLE_BACKOFF_CAP", "0.05")
     monkeypatch.setenv("HF_HUB_DOWNLOAD_TIMEOUT", "0.5")
-    monkeypatch.setenv("CRUCIBLE_PART_BYTES", "60000")
+    monkeypatch.setenv("CRUCIBLE_PART_BYTES", "300000")
     return hub
 
 
@@ -59,7 +59,7 @@ def litter() -> list[str]:
     return [
         str(path.relative_to(home))
         for path in home.rglob("*")
-        if path.is_file() and ("tmp" in path.relative_to(home).parts[:1] or path.name.startswith("."))
+        if path.is_file() and (path.relative_to(home).parts[0] in ("tmp", "raw") or path.name.startswith("."))
     ]
 
 

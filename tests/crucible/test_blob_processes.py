@@ -67,8 +67,8 @@ def test_a_process_that_was_killed_and_not_waited_for_is_dead(tmp_path: Path) ->
         process.signal(signal.SIGKILL)
         stat = Path(f"/proc/{process.process.pid}/stat")
         wait_until(lambda: stat.read_text().rpartition(")")[2].split()[0] == "Z", "the child to end")
-        with folder(tmp_path).claim(FILE, wait_s=0) as held:
-            assert held is not None
+        with folder(tmp_path).claim(FILE, wait_s=20) as held:
+            assert held is not None  # its other threads may have held the lock for a moment longer
             assert held.adopted >= 100_000
 
 
