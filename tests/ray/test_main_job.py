@@ -7,28 +7,25 @@ import json
 import os
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import httpx
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 import crucible
 from crucible.cache.store import Store
 from crucible.cluster.connect import cluster
 from crucible.hashing import sha256_file
-from crucible.report import JobReport, Progress
+from crucible.report import Progress
 from crucible.workers.secret import load_secret
 from crucible.workers.serve import read_address
 from tests.hubserver.faults import FaultyHub
 from tests.oracle import datasets
+from tests.ray.jobs import Background, chat_files, file_bytes
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 
@@ -38,21 +35,6 @@ def digests(rows: list[dict[str, Any]]) -> list[str]:
     return [hashlib.blake2b(repr(row).encode(), digest_size=12).hexdigest() for row in rows]
 
 
-def file_bytes(hub: FaultyHub) -> int:
-    """Bytes of files that the Hub and its CDN sent; the bodies of redirects are not among them."""
-    files = [record for record in hub.log if record.status in (200, 206)]
-    return sum(record.sent for record in files if record.origin == "cdn" or "/resolve/" in record.path)
-
-
-def chat_files(folder: Path, files: int, rows: int) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    for number in range(files):
-        ids = list(range(number * rows, (number + 1) * rows))
-        texts = [hashlib.sha256(str(i).encode()).hexdigest() * 4 for i in ids]
-        pq.write_table(pa.table({"id": ids, "text": texts}), folder / f"train-{number:05d}-of-{files:05d}.parquet")
-    return folder
-
-
 def wrong_shards(home: Path, manifest: Any) -> list[str]:
     store = Store(home)
     return [
@@ -60,27 +42,6 @@ def wrong_shards(home: Path, manifest: Any) -> list[str]:
         for shard in manifest.shards
         if store.has_shard(shard) and sha256_file(store.shard_path(shard.key)) != shard.digest
     ]
-
-
-class Background:
-    """A prefetch of `org/chat` in a thread, for a test that breaks something meanwhile."""
-
-    def __init__(self, address: str, coordinator_on: str | None = None) -> None:
-        self.seen: list[Progress] = []
-        if coordinator_on is not None:
-            start_coordinator_on(coordinator_on)
-        self._future: Future[JobReport] = Future()
-        threading.Thread(target=self._run, args=(address,), daemon=True).start()
-
-    def _run(self, address: str) -> None:
-        try:
-            report = crucible.prefetch("org/chat", split="train", address=address, on_progress=self.seen.append)
-            self._future.set_result(report)
-        except BaseException as error:
-            self._future.set_exception(error)
-
-    def report(self) -> JobReport:
-        return self._future.result(timeout=150)
 
 
 def start_coordinator_on(node: str) -> None:

@@ -17,7 +17,7 @@ from crucible.cache.store import Store
 from crucible.refs import RepoRef
 from tests.hubserver.faults import FaultyHub
 from tests.ray.conftest import ray_nodes
-from tests.ray.test_main_job import Background, chat_files, file_bytes
+from tests.ray.jobs import Background, chat_files, file_bytes
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 

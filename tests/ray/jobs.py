@@ -1,0 +1,51 @@
+"""What the tests of jobs on Ray make and count."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from concurrent.futures import Future
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+import crucible
+from crucible.report import JobReport, Progress
+from tests.hubserver.faults import FaultyHub
+
+
+def file_bytes(hub: FaultyHub) -> int:
+    """Bytes of files that the Hub and its CDN sent; the bodies of redirects are not among them."""
+    files = [record for record in hub.log if record.status in (200, 206)]
+    return sum(record.sent for record in files if record.origin == "cdn" or "/resolve/" in record.path)
+
+
+def chat_files(folder: Path, files: int, rows: int) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(files):
+        ids = list(range(number * rows, (number + 1) * rows))
+        texts = [hashlib.sha256(str(i).encode()).hexdigest() * 4 for i in ids]
+        pq.write_table(pa.table({"id": ids, "text": texts}), folder / f"train-{number:05d}-of-{files:05d}.parquet")
+    return folder
+
+
+class Background:
+    """A prefetch of `org/chat` in a thread, for a test that breaks something meanwhile."""
+
+    def __init__(self, address: str, coordinator_on: str | None = None) -> None:
+        self.seen: list[Progress] = []
+        if coordinator_on is not None:
+            start_coordinator_on(coordinator_on)
+        self._future: Future[JobReport] = Future()
+        threading.Thread(target=self._run, args=(address,), daemon=True).start()
+
+    def _run(self, address: str) -> None:
+        try:
+            report = crucible.prefetch("org/chat", split="train", address=address, on_progress=self.seen.append)
+            self._future.set_result(report)
+        except BaseException as error:
+            self._future.set_exception(error)
+
+    def report(self) -> JobReport:
+        return self._future.result(timeout=150)
