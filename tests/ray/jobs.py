@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import time
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -49,3 +50,22 @@ class Background:
 
     def report(self) -> JobReport:
         return self._future.result(timeout=150)
+
+
+def start_coordinator_on(node: str) -> None:
+    """Start the coordinator where the product would not."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    from crucible.cluster.coordinator import COORDINATOR, NAMESPACE, Coordinator
+
+    there = NodeAffinitySchedulingStrategy(node, soft=False)
+    deadline = time.monotonic() + 30
+    while True:
+        options = {"name": COORDINATOR, "namespace": NAMESPACE, "lifetime": "detached", "get_if_exists": True}
+        actor = Coordinator.options(**options, memory=1, scheduling_strategy=there).remote(False)
+        try:
+            return ray.get(actor.answers.remote(), timeout=30)
+        except ray.exceptions.ActorUnschedulableError:  # the node is too new
+            assert time.monotonic() < deadline
+            time.sleep(0.1)

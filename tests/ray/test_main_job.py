@@ -44,25 +44,6 @@ def wrong_shards(home: Path, manifest: Any) -> list[str]:
     ]
 
 
-def start_coordinator_on(node: str) -> None:
-    """Start the coordinator where the product would not."""
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    from crucible.cluster.coordinator import COORDINATOR, NAMESPACE, Coordinator
-
-    there = NodeAffinitySchedulingStrategy(node, soft=False)
-    deadline = time.monotonic() + 30
-    while True:
-        options = {"name": COORDINATOR, "namespace": NAMESPACE, "lifetime": "detached", "get_if_exists": True}
-        actor = Coordinator.options(**options, memory=1, scheduling_strategy=there).remote(False)
-        try:
-            return ray.get(actor.answers.remote(), timeout=30)
-        except ray.exceptions.ActorUnschedulableError:  # the node is too new
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-
-
 REAL = {
     "gsm8k train": ("gsm8k", {"train": "train.jsonl", "test": "test.jsonl"}, "train", 7473),
     "gsm8k test": ("gsm8k", {"train": "train.jsonl", "test": "test.jsonl"}, "test", 1319),
