@@ -76,9 +76,14 @@ def prepare(
             return warm
         configs = survey_repo(repo, pinned, request)
     config, splits = choose(pinned, configs, request.config, request.split)
-    splits = tuple(replace(split, options=replace(split.options, columns=request.columns)) for split in splits)
+    splits = tuple(replace(split, options=_options(split.options, request)) for split in splits)
     items = tuple(tuple(plan_items(pinned, split, shard_bytes=settings.shard_bytes)) for split in splits)
     return Prepared(request, pinned, config.name, splits, items, (), _describe(pinned, configs, request))
+
+
+def _options(options: ReadOptions, request: DataRequest) -> ReadOptions:
+    features = options.features if request.features is None else request.features
+    return replace(options, columns=request.columns, features=features)
 
 
 def survey_repo(repo: Repo, pinned: RepoRef, request: DataRequest | None = None) -> tuple[ResolvedConfig, ...]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -206,3 +206,14 @@ def _seconds(env: Mapping[str, str], name: str, default: float) -> float:
     if not 0 < value < float("inf"):
         raise UsageError(f"{name}={env[name]!r} must be more than 0 seconds")
     return value
+
+
+def settings_with(settings: Settings, *, endpoint: str | None = None, token: str | bool | None = None) -> Settings:
+    """`settings` with what the caller gave by argument. `token` True means that one is required."""
+    if endpoint is not None:
+        settings = replace(settings, endpoint=check_endpoint(endpoint))
+    if token is False:
+        return replace(settings, token=None)
+    if token is True and settings.token is None:
+        raise UsageError("token=True, but there is none; set HF_TOKEN or run `hf auth login`")
+    return replace(settings, token=Token(token)) if isinstance(token, str) else settings

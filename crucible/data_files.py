@@ -41,6 +41,7 @@ def data_request(
     columns: Sequence[str] | None,
     data_dir: str | None = None,
     data_files: DataFiles | None = None,
+    features: Mapping[str, Any] | None = None,
 ) -> DataRequest:
     """Check the arguments that name data. Raises UsageError."""
     if columns is not None and (not columns or isinstance(columns, str)):
@@ -55,7 +56,21 @@ def data_request(
         None if columns is None else tuple(columns),
         None if data_files is None else given_data_files(ref, data_files),
         given_data_dir(ref, data_dir),
+        None if features is None else given_features(features),
     )
+
+
+def given_features(features: Mapping[str, Any]) -> str:
+    """Check the argument `features`, crucible's or `datasets`' own; as JSON. Raises UsageError."""
+    from crucible.feature_classes import plain_features  # imports pyarrow, which `--help` does not need
+    from crucible.feature_types import dump_features, schema_of
+
+    plain = plain_features(features)
+    try:
+        schema_of(plain)
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"features: {error}") from error
+    return dump_features(plain)
 
 
 def given_data_files(repo: RepoRef, value: Any) -> Patterns:

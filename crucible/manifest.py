@@ -54,7 +54,7 @@ class Manifest:
     shards: tuple[ShardInfo, ...]
     local_bytes: int = LOCAL_EVERYWHERE_BYTES
     variant: str = ""
-    """`DataRequest.variant` of the request that made it: another choice of files than the repo's own."""
+    """`DataRequest.variant` of the request that made it: another choice of files or types than the repo's own."""
     cuts: tuple[tuple[int, int], ...] = ()
     """Of a slice (`crucible.splits`), for each shard: its first row that belongs, and how many its file holds."""
 

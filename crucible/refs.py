@@ -130,13 +130,15 @@ class DataRequest:
     """(split, patterns relative to `data_dir`) in place of the files that the card or the names of files say."""
     data_dir: str = ""
     """Folder of the repo to look in, in place of the whole repo."""
+    features: str | None = None
+    """JSON of the feature dict to read by, in place of what the card declares and the files say."""
 
     @property
     def variant(self) -> str:
-        """16 hex digits when the request chooses files itself, else nothing. Part of what manifests are found by."""
-        if self.data_files is None and not self.data_dir:
-            return ""
-        return digest_of({"data_files": self.data_files, "data_dir": self.data_dir})[:16]
+        """16 hex digits when the request says what else the card would, or nothing. Manifests are found by it too."""
+        said = {"data_files": self.data_files, "data_dir": self.data_dir, "features": self.features}
+        said = {name: value for name, value in said.items() if value}
+        return digest_of(said)[:16] if said else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +162,7 @@ class ReadOptions:
         return default
 
 
-CONVERSION_VERSION = 2
+CONVERSION_VERSION = 3
 """Raise it whenever the same inputs would give other shard bytes: old shards then simply have other keys."""
 
 

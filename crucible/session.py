@@ -9,25 +9,28 @@ from __future__ import annotations
 import os
 import secrets
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crucible.cache.store import Store
 from crucible.cluster.connect import cluster, import_ray
 from crucible.cluster.drive import LOCAL, LocalExecutor, cached_report, run_job
+from crucible.cluster.look import Located as Located
+from crucible.cluster.look import locate as locate
+from crucible.cluster.look import nodes as nodes
+from crucible.cluster.look import status as status
 from crucible.cluster.plan import Plan
 from crucible.cluster.prepare import prepare, remember
 from crucible.cluster.preview import preview
-from crucible.config import Settings, Token, check_endpoint
+from crucible.config import Settings, settings_with
 from crucible.data_files import DataFiles, data_request
 from crucible.dataset import Dataset, DatasetDict, IterableDataset
-from crucible.errors import ClusterError, CrucibleError, ManifestError, UsageError
+from crucible.errors import ClusterError, CrucibleError, UsageError
 from crucible.hub.client import repo_ref
 from crucible.hub.governor import local_governor
 from crucible.manifest import Manifest
-from crucible.reach import listens
 from crucible.refs import DataRequest, RepoType
 from crucible.report import JobReport, Progress, Tally
 from crucible.splits import each_split, request_of, split_texts, take
@@ -52,6 +55,7 @@ def load_dataset(
     data_files: DataFiles | None = None,
     *,
     split: Any = None,
+    features: Mapping[str, Any] | None = None,
     streaming: bool = False,
     revision: str | None = None,
     columns: Sequence[str] | None = None,
@@ -63,7 +67,8 @@ def load_dataset(
     `name` is the config. `split` is a name, a slice (`train[:10%]`, `train[100:200]`), a sum of these, or `all`, and
     gives a `Dataset` (an `IterableDataset` when `streaming`); a list or a dict of them gives a list or a dict. Without
     `split` all splits come, in a `DatasetDict` (a plain dict when `streaming`). `data_files` (a path or pattern, a list
-    of them, or a dict of split to these) and `data_dir` choose other files of the repo than its card does.
+    of them, or a dict of split to these) and `data_dir` choose other files of the repo than its card does; `features`
+    gives the columns these types, whatever the card and the files say.
 
     What an earlier `prefetch` left on this node or on a peer is used; the rest is downloaded, verified and converted
     here, before this returns: whole splits, a slice being a view of its split. `columns` converts only those.
@@ -74,7 +79,14 @@ def load_dataset(
     settings = settings_with(Settings.from_env(), endpoint=endpoint, token=token)
     wanted = None if split is None else request_of(split_texts(split))
     request = data_request(
-        path, name, split=wanted, revision=revision, columns=columns, data_dir=data_dir, data_files=data_files
+        path,
+        name,
+        split=wanted,
+        revision=revision,
+        columns=columns,
+        data_dir=data_dir,
+        data_files=data_files,
+        features=features,
     )
     manifests = {manifest.split: manifest for manifest in local_job(request, settings)[0]}
     kind = IterableDataset if streaming else Dataset
@@ -95,6 +107,7 @@ def prefetch(
     columns: Sequence[str] | None = None,
     data_dir: str | None = None,
     data_files: DataFiles | None = None,
+    features: Mapping[str, Any] | None = None,
     replicas: int = 1,
     address: str | None = None,
     nodes: int | None = None,
@@ -104,7 +117,7 @@ def prefetch(
 ) -> JobReport:
     """Bring a repo into the stores of a Ray cluster, each byte once, and return what was done.
 
-    `split`, `data_dir` and `data_files` are `load_dataset`'s; of a slice the whole split is brought.
+    `split`, `data_dir`, `data_files` and `features` are `load_dataset`'s; of a slice the whole split is brought.
     `address` is a running cluster's (`auto` finds this machine's); without it, and without RAY_ADDRESS, Ray is embedded
     in this process and ends with it. `replicas` nodes will hold each shard; `nodes` limits how many take part.
     `keep_raw` leaves the source files that this job downloads in the Hub cache of the node that brought them.
@@ -116,7 +129,14 @@ def prefetch(
         raise UsageError(f"replicas and nodes are at least 1, got replicas={replicas}, nodes={nodes}")
     settings = settings_with(Settings.from_env(), endpoint=endpoint)
     request = data_request(
-        repo, config, split=split, revision=revision, columns=columns, data_dir=data_dir, data_files=data_files
+        repo,
+        config,
+        split=split,
+        revision=revision,
+        columns=columns,
+        data_dir=data_dir,
+        data_files=data_files,
+        features=features,
     )
     with cluster(address or settings.ray_address) as embedded:
         return _run_on_cluster(request, settings, embedded, replicas, nodes, keep_raw, on_progress)
@@ -182,17 +202,6 @@ def pull(
     cache = HubCache(Path(cache_dir or settings.hub_cache).expanduser().absolute())
     ref = replace(repo_ref(repo, revision), repo_type=repo_type)
     return bring_repo(ref, settings, cache, include=include, exclude=exclude, verify=verify, on_progress=on_progress)
-
-
-def settings_with(settings: Settings, *, endpoint: str | None = None, token: str | bool | None = None) -> Settings:
-    """`settings` with what the caller gave by argument. `token` True means that one is required."""
-    if endpoint is not None:
-        settings = replace(settings, endpoint=check_endpoint(endpoint))
-    if token is False:
-        return replace(settings, token=None)
-    if token is True and settings.token is None:
-        raise UsageError("token=True, but there is none; set HF_TOKEN or run `hf auth login`")
-    return replace(settings, token=Token(token)) if isinstance(token, str) else settings
 
 
 def local_job(
@@ -290,102 +299,3 @@ def _hand_over(settings: Settings) -> str | None:
     name = f"token-{secrets.token_hex(8)}"
     Store(settings.home).write_small(name, settings.token.encode(), mode=0o600)
     return str(settings.home / name)
-
-
-@dataclass(frozen=True, slots=True)
-class Located:
-    """Where a split's shards are."""
-
-    split: str
-    shard: int
-    key: str
-    rows: int
-    size: int
-    urls: tuple[str, ...]
-
-
-def nodes(address: str | None = None) -> list[dict[str, Any]]:
-    """One entry a node of a running cluster: its store's shards, bytes and free bytes. Raises ClusterUnreachable."""
-    from crucible.cluster.coordinator import reach_coordinator
-
-    with cluster(_running(address)):
-        found: list[dict[str, Any]] = import_ray().get(reach_coordinator(embedded=False).nodes.remote())
-        return found
-
-
-def status(address: str | None = None) -> dict[str, Any]:
-    """This node's store and agent; and the jobs of a running cluster, by `address` or RAY_ADDRESS."""
-    from crucible.workers.serve import read_address, store_status
-
-    settings = Settings.from_env()
-    store = Store(settings.home)
-    agent = read_address(store)
-    here: dict[str, Any] = store_status(store, LOCAL, agent.url if agent and listens(agent.url) else "")
-    here["manifests"] = [
-        {
-            "repo": m.repo.repo_id,
-            "commit": m.repo.revision,
-            "config": m.config,
-            "split": m.split,
-            "rows": m.rows,
-            "shards": len(m.shards),
-            "shards_here": sum(store.has_shard(shard) for shard in m.shards),
-            "bytes": m.size,
-            "manifest": m.id,
-        }
-        for m in store.manifests()
-    ]
-    if (where := address or settings.ray_address) is not None:
-        from crucible.workers.tasks import coordinator
-
-        with cluster(where):
-            here["jobs"] = [
-                {
-                    "job": progress.job,
-                    "repo": request.repo.repo_id,
-                    "phase": progress.phase,
-                    "items_done": progress.items_done,
-                    "items": progress.items,
-                    "bytes_done": progress.bytes_done,
-                    "bytes": progress.bytes,
-                    "error": error,
-                }
-                for request, progress, error in import_ray().get(coordinator().jobs.remote())
-            ]
-    return here
-
-
-def locate(
-    repo: str,
-    config: str | None = None,
-    *,
-    split: str | None = None,
-    revision: str | None = None,
-    data_dir: str | None = None,
-    data_files: DataFiles | None = None,
-    address: str | None = None,
-    endpoint: str | None = None,
-) -> list[Located]:
-    """Which node holds which shard of a dataset that was prefetched."""
-    from crucible.workers.tasks import coordinator
-
-    settings = settings_with(Settings.from_env(), endpoint=endpoint)
-    request = data_request(
-        repo, config, split=split, revision=revision, columns=None, data_dir=data_dir, data_files=data_files
-    )
-    prepared = prepare(request, settings, Store(settings.home), Tally())
-    if not prepared.cached:
-        raise ManifestError(repo, f"is not in {settings.home}; run `crucible prefetch {repo}` first")
-    with cluster(_running(address or settings.ray_address)):
-        keys = [shard.key for manifest in prepared.manifests for shard in manifest.shards]
-        holders: dict[str, list[str]] = import_ray().get(coordinator().locate.remote(keys))
-    return [
-        Located(manifest.split, number, shard.key, shard.rows, shard.size, tuple(holders[shard.key]))
-        for manifest in prepared.manifests
-        for number, shard in enumerate(manifest.shards)
-    ]
-
-
-def _running(address: str | None) -> str:
-    """The address of a cluster that must be there already."""
-    return address or Settings.from_env().ray_address or "auto"

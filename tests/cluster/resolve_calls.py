@@ -6,7 +6,9 @@ from __future__ import annotations
 from typing import Any
 
 from tests.cluster.resolve_cases import CSV, JSONL, TXT, csvs
+from tests.oracle import datasets
 
+NARROW = datasets.Features({"a": datasets.Value("int8"), "b": datasets.Value("large_string")})
 TWO = "configs:\n- config_name: a\n  data_files: a.csv\n- config_name: b\n  data_files: b.csv\n  sep: ';'"
 SEMICOLONS = {"a.csv": "a,b\n1,x\n", "b.csv": "a;b\n2,5;y\n", "c.csv": "a;b\n3;z\n"}
 
@@ -125,6 +127,35 @@ CALLS: dict[str, tuple[dict[str, str], str | None, dict[str, Any]]] = {
         csvs("a.csv", "b.csv", "en/test.csv"),
         "configs:\n- config_name: a\n  data_files: a.csv\n- config_name: b\n  data_files: b.csv",
         {"data_dir": "en"},
+    ),
+    "types of csv": (csvs("a.csv", "b.csv"), None, {"features": NARROW}),
+    "types of json": ({"a.jsonl": JSONL, "b.jsonl": JSONL}, None, {"features": NARROW}),
+    "types before those of dataset_info": (
+        {"a.jsonl": JSONL},
+        "dataset_info:\n  features:\n  - {name: a, dtype: float32}\n  - {name: b, dtype: string}",
+        {"features": NARROW},
+    ),
+    "types before those of the config": (
+        csvs("a.csv"),
+        "configs:\n- config_name: m\n  data_files: a.csv\n  features:\n  - {name: a, dtype: float32}\n  - {name: b, dtype: string}",
+        {"features": NARROW},
+    ),
+    "types of chosen files": ({**csvs("a.csv"), "b.jsonl": JSONL}, None, {"data_files": "b.jsonl", "features": NARROW}),
+    "labels by name": (
+        {"a.jsonl": '{"a": "no"}\n{"a": "yes"}\n'},
+        None,
+        {"features": datasets.Features({"a": datasets.ClassLabel(names=["no", "yes"])})},
+    ),
+    "a column more than the file has": (
+        {"a.jsonl": JSONL},
+        None,
+        {"features": datasets.Features({**NARROW, "c": datasets.Value("string")})},
+    ),
+    "a column that is not declared": ({"a.jsonl": JSONL}, None, {"features": datasets.Features({"a": NARROW["a"]})}),
+    "a type that does not fit": (
+        {"a.jsonl": JSONL},
+        None,
+        {"features": datasets.Features({"a": NARROW["a"], "b": datasets.Value("int32")})},
     ),
     "a config by name": (SEMICOLONS, TWO, {"name": "b"}),
     "several configs and no name": (SEMICOLONS, TWO, {}),
