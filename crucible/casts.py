@@ -129,7 +129,19 @@ def cast_array(array: pa.Array, feature: Feature) -> pa.Array:
         return _print_structs(array).cast(target)
     if pa.types.is_nested(array.type) and not pa.types.is_nested(target):
         raise TypeError(f"nested values do not fit {target}")
+    if is_text(array.type) and pa.types.is_temporal(target):
+        array = _read_temporal(array.cast(pa.string()), target)
     return array if array.type == target else array.cast(target)
+
+
+def _read_temporal(text: pa.Array, target: pa.DataType) -> pa.Array:
+    """What Arrow reads out of text; times of day, which it only reads behind a date; durations as whole numbers."""
+    if pa.types.is_duration(target):
+        return text.cast(pa.int64())
+    if not pa.types.is_time(target):
+        return text
+    day = pc.binary_join_element_wise(pa.scalar("1970-01-01"), text, pa.scalar(" "))
+    return day.cast(pa.timestamp(target.unit))
 
 
 def _cast_struct(array: pa.Array, feature: dict[str, Feature]) -> pa.Array:

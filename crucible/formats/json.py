@@ -22,6 +22,7 @@ from crucible.casts import cast_batch, dump_json, unify
 from crucible.errors import CorruptFile, SchemaConflict
 from crucible.feature_types import features_of, parse_features, schema_of
 from crucible.formats import mixed
+from crucible.formats.nulls import whole_lists
 from crucible.formats.parquet import first_line
 from crucible.formats.streams import open_bytes
 from crucible.refs import ReadOptions
@@ -274,6 +275,6 @@ class _Parser:
 def _parse(text: bytes) -> pa.Table:
     """One block, because pyarrow refuses a value that straddles two; no threads, because a task has one core."""
     options = arrow_json.ReadOptions(block_size=max(len(text), 1), use_threads=False)
-    table = arrow_json.read_json(io.BytesIO(text), read_options=options)
+    table = whole_lists(arrow_json.read_json(io.BytesIO(text), read_options=options))
     table.validate()
     return table
