@@ -1,4 +1,4 @@
-"""What a training script holds: `IterableDataset` to stream a split shuffled and sharded, `Dataset` to index it.
+"""What a training script holds: `IterableDataset` streams a split; `Dataset`, of the module `mapped`, indexes it.
 
 Both read one manifest through a `ShardSource`, and are cheap to make, copy and pickle: shards are opened when the first
 row is asked for, in the process that asks. Transforms return a new object; only epoch and position change in place.
@@ -8,85 +8,24 @@ from __future__ import annotations
 
 import operator
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
-import numpy as np
-
 from crucible.config import Settings
-from crucible.errors import StateMismatch, UsageError
-from crucible.iterate import Block, ShardReader, ShardSource, Share, read_blocks, select_columns
+from crucible.errors import CorruptFile, StateMismatch, UsageError
+from crucible.iterate import Block, ShardSource, Share, read_blocks
 from crucible.manifest import Manifest
+from crucible.mapped import Dataset, DatasetDict
 from crucible.order import EpochOrder, OrderSpec, check_rank, shard_rows, shuffled_spec
-from crucible.output import Format, Output, check_format
+from crucible.output import SKIPPED, OnBad, Output, shifted
+from crucible.view import Split, View
+
+__all__ = ["Dataset", "DatasetDict", "IterableDataset"]
 
 STATE_FORMAT = 1
 """Version of a state dict and of the order's arithmetic. A state of another version is refused."""
-
-
-@dataclass(frozen=True, slots=True)
-class _View:
-    """What is read and in what form. Frozen; a transform replaces fields."""
-
-    columns: tuple[str, ...] | None = None
-    format: Format = "python"
-    rank: int = 0
-    world_size: int = 1
-    batch: int | None = None
-    drop_last: bool = False
-
-
-class _Split:
-    """What the two kinds of dataset share: a manifest, where its shards come from, and a view."""
-
-    def __init__(self, manifest: Manifest, source: ShardSource, view: _View) -> None:
-        self._manifest = manifest
-        self._source = source
-        self._view = view
-        self._reader: ShardReader | None = None
-        self._output: Output | None = None
-
-    @property
-    def manifest(self) -> Manifest:
-        return self._manifest
-
-    @property
-    def num_rows(self) -> int:
-        """Rows of the split, over all ranks."""
-        return self._manifest.rows
-
-    @property
-    def column_names(self) -> list[str]:
-        return list(select_columns(self._manifest.arrow_schema, self._view.columns).names)
-
-    @property
-    def features(self) -> dict[str, Any]:
-        """`datasets`' feature dict: column to feature."""
-        from crucible.features import features_of, parse_features
-
-        text = self._manifest.features
-        known = features_of(self._manifest.arrow_schema) if text is None else parse_features(text)
-        return {name: known[name] for name in self.column_names}
-
-    def read_counts(self) -> dict[str, int]:
-        """Shards and bytes that this process has asked for, by where each was first found: disk, peer or hub."""
-        return dict(self._source.note())
-
-    def __repr__(self) -> str:
-        repo = f"{self._manifest.repo.repo_id}, {self._manifest.config}, {self._manifest.split}"
-        return f"{type(self).__name__}({repo}: {self.num_rows:,} rows of {', '.join(self.column_names)})"
-
-    def _opened(self, most_open: int | None = None) -> tuple[ShardReader, Output]:
-        if self._reader is None or self._output is None:
-            from crucible.decode import decoder
-
-            self._reader = ShardReader(self._manifest, self._source, columns=self._view.columns)
-            decode = None if self._view.format == "arrow" else decoder(self._manifest.features, self._reader.schema)
-            self._output = Output(self._view.format, decode)
-        if most_open is not None:
-            self._reader.most_open = most_open
-        return self._reader, self._output
 
 
 class _Progress:
@@ -114,7 +53,7 @@ class _Progress:
         return cls(Share(start=position), position)
 
 
-class IterableDataset(_Split):
+class IterableDataset(Split):
     """The rows of a split as this rank reads them: in source order, or after `shuffle` in the order of (seed, epoch).
 
     Iterating after an epoch has ended, or was left, starts the same epoch again; `set_epoch` moves to another one. In a
@@ -125,7 +64,7 @@ class IterableDataset(_Split):
     """
 
     def __init__(self, manifest: Manifest, source: ShardSource) -> None:
-        super().__init__(manifest, source, _View())
+        super().__init__(manifest, source, View())
         self._spec = OrderSpec()
         self._order: EpochOrder | None = None
         self._progress = _Progress.at(0)
@@ -161,15 +100,7 @@ class IterableDataset(_Split):
             raise UsageError(f"batch_size must be 1 or more, got {batch_size}")
         return self._with(replace(self._view, batch=batch_size, drop_last=drop_last))
 
-    def with_format(self, format: str | None = None) -> IterableDataset:
-        """Rows and batches as Python objects (None), `numpy`, `torch` or `arrow` (tables, mapped where possible)."""
-        return self._with(replace(self._view, format=check_format(format)))
-
-    def select_columns(self, columns: str | Sequence[str]) -> IterableDataset:
-        """Only these columns are read."""
-        return self._with(replace(self._view, columns=_columns(self._manifest, columns)))
-
-    def _with(self, view: _View) -> IterableDataset:
+    def _with(self, view: View) -> IterableDataset:
         made = IterableDataset(self._manifest, self._source)
         made._view, made._spec, made._order = view, self._spec, self._order
         made._resume_at, made._progress = self._resume_at, _Progress.at(self._progress.position)
@@ -262,11 +193,21 @@ class IterableDataset(_Split):
     def _read(self, share: Share, order: EpochOrder, progress: _Progress) -> Iterator[Any]:
         reader, output = self._opened(order.open_shards(share.rank, share.world_size))
         for block in read_blocks(reader, order, share):
-            items = output.rows(block.table) if self._view.batch is None else _batches(block, share.unit, output)
+            bad = partial(self._bad_of, order, share, block.first_unit)
+            items = (
+                output.rows(block.table, bad) if self._view.batch is None else _batches(block, share.unit, output, bad)
+            )
             for unit, item in enumerate(items, block.first_unit + 1):
                 progress.units = unit  # before the yield: whoever asks while handling this item has received it
-                yield item
+                if item is not SKIPPED:
+                    yield item
         progress.finish()
+
+    def _bad_of(self, order: EpochOrder, share: Share, first_unit: int, number: int, error: CorruptFile) -> None:
+        """Row `number` of the block that begins with `first_unit` cannot be decoded."""
+        unit, inside = divmod(number, share.unit)
+        positions = share.positions(order.total, first_unit + unit, first_unit + unit + 1)
+        self._bad(error, int(order.rows(positions[inside : inside + 1])[0]))
 
     # --- pickling, and torch ---
 
@@ -286,87 +227,9 @@ class IterableDataset(_Split):
         return IterableDataset if torch_data is None else _torch_class(torch_data.IterableDataset)
 
 
-class Dataset(_Split):
-    """The rows of a split by index, mapped from disk: `ds[0]`, `ds[-1]`, `ds[10:20]`, `ds["column"]`, `len`, iteration.
-
-    Concurrency: threads may share it; processes get copies.
-    """
-
-    def __init__(self, manifest: Manifest, source: ShardSource) -> None:
-        super().__init__(manifest, source, _View())
-
-    def __len__(self) -> int:
-        return self.num_rows
-
-    def __getitem__(self, key: int | slice | str | Sequence[int]) -> Any:
-        """A row for a number, a dict of lists for a slice or numbers, a column for a name."""
-        if isinstance(key, str):
-            if key not in self.column_names:
-                raise KeyError(f"no column {key!r}; there are: {', '.join(self.column_names)}")
-            return self.select_columns(key)[:][key]
-        reader, output = self._opened()
-        if isinstance(key, slice):
-            start, stop, step = key.indices(self.num_rows)
-            if step == 1:
-                return output.batch(reader.slice(start, max(start, stop)))
-            return output.batch(reader.take(np.arange(start, stop, step, dtype=np.int64)))
-        if isinstance(key, (list, tuple, range, np.ndarray)):
-            rows = [self._index(number) for number in key]
-            return output.batch(reader.take(np.asarray(rows, dtype=np.int64)))
-        row = self._index(key)
-        return next(iter(output.rows(reader.slice(row, row + 1))))
-
-    def __iter__(self) -> Iterator[Any]:
-        reader, output = self._opened()
-        for block in read_blocks(reader, EpochOrder(shard_rows(self._manifest), OrderSpec()), Share()):
-            yield from output.rows(block.table)
-
-    def with_format(self, format: str | None = None) -> Dataset:
-        return self._with(replace(self._view, format=check_format(format)))
-
-    def select_columns(self, columns: str | Sequence[str]) -> Dataset:
-        return self._with(replace(self._view, columns=_columns(self._manifest, columns)))
-
-    def to_iterable(self) -> IterableDataset:
-        """The same rows as a stream that can be shuffled, sharded and resumed."""
-        return IterableDataset(self._manifest, self._source)._with(self._view)
-
-    def _index(self, number: Any) -> int:
-        index = operator.index(number)
-        if not -self.num_rows <= index < self.num_rows:
-            raise IndexError(f"row {index} of a dataset of {self.num_rows} rows")
-        return index % self.num_rows
-
-    def _with(self, view: _View) -> Dataset:
-        made = Dataset(self._manifest, self._source)
-        made._view = view
-        return made
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _unpickle_dataset, (self._manifest, self._source, self._view)
-
-
-class DatasetDict(dict[str, Any]):
-    """The splits of a dataset by name."""
-
-    @property
-    def num_rows(self) -> dict[str, int]:
-        return {name: split.num_rows for name, split in self.items()}
-
-    @property
-    def column_names(self) -> dict[str, list[str]]:
-        return {name: split.column_names for name, split in self.items()}
-
-
-def _batches(block: Block, size: int, output: Output) -> Iterator[Any]:
+def _batches(block: Block, size: int, output: Output, bad: OnBad) -> Iterator[Any]:
     for start in range(0, block.table.num_rows, size):
-        yield output.batch(block.table.slice(start, size))
-
-
-def _columns(manifest: Manifest, columns: str | Sequence[str]) -> tuple[str, ...]:
-    names = (columns,) if isinstance(columns, str) else tuple(columns)
-    select_columns(manifest.arrow_schema, names)  # a wrong name is refused here, not at the first row
-    return names
+        yield output.batch(block.table.slice(start, size), shifted(bad, start))
 
 
 def _worker() -> tuple[int, int]:
@@ -386,14 +249,8 @@ def _torch_class(base: type) -> type:
 
 
 def _unpickle(
-    manifest: Manifest, source: ShardSource, view: _View, spec: OrderSpec, resume_at: int | None, position: int
+    manifest: Manifest, source: ShardSource, view: View, spec: OrderSpec, resume_at: int | None, position: int
 ) -> IterableDataset:
     made = IterableDataset(manifest, source)
     made._view, made._spec, made._resume_at, made._progress = view, spec, resume_at, _Progress.at(position)
-    return made
-
-
-def _unpickle_dataset(manifest: Manifest, source: ShardSource, view: _View) -> Dataset:
-    made = Dataset(manifest, source)
-    made._view = view
     return made

@@ -3,39 +3,64 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import pyarrow as pa
 
+from crucible.errors import UsageError
 from crucible.feature_types import Feature, features_of, is_struct, kind, parse_features
 from crucible.images import decode_image
 
 Row = dict[str, Any]
 Decode = Callable[[Any], Any]
 
+MEDIA_KINDS = ("Image", "Audio", "Video", "Pdf", "Nifti", "Mesh")
 
-def decoder(features: str | None, schema: pa.Schema) -> Callable[[Row], Row] | None:
-    """A function that decodes one row (as `to_pylist` gives it), or None when there is nothing to decode.
 
-    Class labels stay integers; audio and other media stay `{bytes, path}`.
+class Decoder:
+    """Decodes rows, as `to_pylist` gives them: those columns that have something to decode, the others stay."""
+
+    def __init__(self, columns: Mapping[str, Decode]) -> None:
+        self.columns = columns
+
+    def __call__(self, row: Row) -> Row:
+        columns = self.columns
+        return {name: columns[name](value) if name in columns else value for name, value in row.items()}
+
+
+def decoder(features: str | None, schema: pa.Schema) -> Decoder | None:
+    """What decodes rows of these features (else of those the schema means), or None when there is nothing to decode.
+
+    Class labels stay integers. Audio raises UsageError when a row is decoded, unless `decode` is False in its feature;
+    video and other files stay `{bytes, path}`.
     """
     described: Mapping[str, Feature] = parse_features(features) if features is not None else features_of(schema)
     columns = {name: decode for name, feature in described.items() if (decode := _decode(name, feature)) is not None}
-    if not columns:
-        return None
+    return Decoder(columns) if columns else None
 
-    def decode_row(row: Row) -> Row:
-        return {name: columns[name](value) if name in columns else value for name, value in row.items()}
 
-    return decode_row
+def without_decoding(feature: Feature, kinds: Iterable[str] = MEDIA_KINDS, *, decode: bool = False) -> Feature:
+    """`feature` with its media, at any depth, left as `{bytes, path}`; or with `decode` decoded again."""
+    if is_struct(feature):
+        return {name: without_decoding(inner, kinds, decode=decode) for name, inner in feature.items()}
+    if "feature" in feature:
+        return {**feature, "feature": without_decoding(feature["feature"], kinds, decode=decode)}
+    if feature["_type"] not in kinds:
+        return feature
+    rest = {key: value for key, value in feature.items() if key not in ("decode", "_type")}
+    return {**rest, **({} if decode else {"decode": False}), "_type": feature["_type"]}
 
 
 def _decode(column: str, feature: Feature) -> Decode | None:
     what = kind(feature)
-    if what == "Image" and feature.get("decode", True):
+    if what in ("Image", "Audio", "Json") and not feature.get("decode", True):
+        return None
+    if what == "Image":
         return lambda value: decode_image(value, mode=feature.get("mode"), column=column)
-    if what == "Json" and feature.get("decode", True):
+    if what == "Audio":
+        return lambda value: _refuse_audio(value, column)
+    if what == "Json":
         return lambda value: json.loads(value) if isinstance(value, (str, bytes)) else value
     if what in ("List", "LargeList") and (inner := _decode(column, feature["feature"])) is not None:
         return lambda value: None if value is None else [inner(one) for one in value]
@@ -48,3 +73,12 @@ def _decode(column: str, feature: Feature) -> Decode | None:
                 else {name: fields[name](one) if name in fields else one for name, one in value.items()}
             )
     return None
+
+
+def _refuse_audio(value: Any, column: str) -> Any:
+    if value is None:
+        return None
+    raise UsageError(
+        f"column {column!r} is audio, which crucible carries and does not decode; `.decode(False)` gives its bytes and "
+        "path, and torchcodec (pip install torchcodec) reads samples from those: AudioDecoder(value['bytes'])"
+    )

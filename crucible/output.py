@@ -12,7 +12,8 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from crucible.errors import UsageError
+from crucible.decode import Decoder
+from crucible.errors import CorruptFile, UsageError
 
 Format = Literal["python", "numpy", "arrow", "torch"]
 Row = dict[str, Any]
@@ -32,44 +33,94 @@ def check_format(name: str | None) -> Format:
     raise UsageError(f"no format {name!r}; there are None, 'numpy', 'arrow' and 'torch'")
 
 
+class _Skipped:
+    """Stands for a row that was left out, and is passed to nobody."""
+
+
+SKIPPED = _Skipped()
+
+OnBad = Callable[[int, CorruptFile], None]
+"""Told the number in the table of a row that cannot be decoded, and why. It raises, or the row is left out."""
+
+
+def shifted(bad: OnBad, first: int) -> OnBad:
+    """`bad` for a table that begins with row `first` of the one it knows."""
+    return lambda row, error: bad(first + row, error)
+
+
+def _raise(_row: int, error: CorruptFile) -> None:
+    raise error
+
+
 class Output:
     """Rows and batches of a table in one format. `decode` is `crucible.decode.decoder`'s, or None."""
 
-    def __init__(self, format_: Format, decode: Callable[[Row], Row] | None) -> None:
+    def __init__(self, format_: Format, decode: Decoder | None) -> None:
         self._format = format_
         self._decode = decode
 
-    def rows(self, table: pa.Table) -> Iterator[Any]:
-        """Row by row."""
+    def rows(self, table: pa.Table, bad: OnBad = _raise) -> Iterator[Any]:
+        """Row by row; SKIPPED in the place of one that `bad` let pass."""
         for start in range(0, table.num_rows, _ROWS):
             part = table.slice(start, _ROWS)
             if self._format == "arrow":
                 yield from (part.slice(row, 1) for row in range(part.num_rows))
             elif self._format == "python":
                 rows = part.to_pylist()
-                yield from rows if self._decode is None else map(self._decode, rows)
-            else:
+                yield from rows if self._decode is None else self._decoded(self._decode, rows, start, bad)
+            elif self._decode is None:
                 columns = self.batch(part)
                 for row in range(part.num_rows):
                     yield {name: column[row] for name, column in columns.items()}
+            else:  # one by one: a batch of decoded media may be big, and may lack rows
+                for row in range(part.num_rows):
+                    whole = self.batch(part.slice(row, 1), shifted(bad, start + row))
+                    yield whole if whole is SKIPPED else {name: column[0] for name, column in whole.items()}
 
-    def batch(self, table: pa.Table) -> Any:
-        """All rows as one dict of columns, or as the table itself."""
+    @staticmethod
+    def _decoded(decode: Decoder, rows: list[Row], start: int, bad: OnBad) -> Iterator[Any]:
+        for number, row in enumerate(rows, start):
+            try:
+                made: Any = decode(row)
+            except CorruptFile as error:
+                bad(number, error)
+                made = SKIPPED
+            yield made
+
+    def batch(self, table: pa.Table, bad: OnBad = _raise) -> Any:
+        """All rows as one dict of columns, or as the table itself; SKIPPED if `bad` let all of them pass."""
         if self._format == "arrow":
             return table
-        columns = self._columns(table)
+        columns: dict[str, Any] = {name: table.column(name) for name in table.column_names}
+        if self._decode is not None:
+            columns = _decode_columns(table, self._decode, bad)
+            if table.num_rows and not columns:
+                return SKIPPED
         if self._format == "python":
             return {name: _to_list(column) for name, column in columns.items()}
         make = _to_numpy if self._format == "numpy" else _to_torch
         return {name: make(column) for name, column in columns.items()}
 
-    def _columns(self, table: pa.Table) -> dict[str, Any]:
-        """Columns as Arrow, but for those that a decoder changes: they are lists of what it made."""
-        columns: dict[str, Any] = {name: table.column(name) for name in table.column_names}
-        if self._decode is not None:
-            decoded = [self._decode(row) for row in table.to_pylist()]
-            columns = {name: [row[name] for row in decoded] for name in columns}
-        return columns
+
+def _decode_columns(table: pa.Table, decode: Decoder, bad: OnBad) -> dict[str, Any]:
+    """Columns as Arrow, but for those that are decoded: they are lists. Empty if no row is left."""
+    made: dict[str, list[Any]] = {name: table.column(name).to_pylist() for name in decode.columns}
+    lost = []
+    for row in range(table.num_rows):
+        try:
+            for name, one in decode.columns.items():
+                made[name][row] = one(made[name][row])
+        except CorruptFile as error:
+            bad(row, error)
+            lost.append(row)
+    if lost and len(lost) == table.num_rows:
+        return {}
+    if lost:
+        gone = set(lost)
+        kept = [row for row in range(table.num_rows) if row not in gone]
+        table = table.take(pa.array(kept, pa.int64()))
+        made = {name: [values[row] for row in kept] for name, values in made.items()}
+    return {name: made.get(name, table.column(name)) for name in table.column_names}
 
 
 def _to_list(column: Any) -> list[Any]:
