@@ -22,7 +22,7 @@ KEEP_AT_ONCE = 4
 """Batches being written together: each waits for the disk to say that it has it."""
 KEEP_WAITING = 8
 """Batches held in memory for that."""
-BATCH_FILES = 32
+BATCH_FILES = 64
 BATCH_BYTES = 4 << 20
 """A batch ends with the file that fills it."""
 _log = logging.getLogger(__name__)
