@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -26,6 +27,7 @@ from crucible.feature_types import (
     kind,
     schema_of,
 )
+from crucible.misfit import MISFITS, misfit, short
 
 pc: Any = pyarrow.compute  # its functions are made at run time, which no type checker follows
 
@@ -42,7 +44,7 @@ def cast_batch(batch: pa.RecordBatch, schema: pa.Schema, path: str = "a batch") 
     features = features_of(schema)
     for name in batch.schema.names:
         if name not in features:
-            raise SchemaConflict(name, path, _short(batch.schema.field(name).type), TARGET, "absent")
+            raise SchemaConflict(name, path, short(batch.schema.field(name).type), TARGET, "absent")
     columns = []
     for field in schema:
         place = batch.schema.get_field_index(field.name)
@@ -53,12 +55,10 @@ def cast_batch(batch: pa.RecordBatch, schema: pa.Schema, path: str = "a batch") 
         column = batch.column(place)
         try:
             columns.append(_as_type(cast_array(column, feature), field.type))
-        except _MISFITS as error:
-            raise SchemaConflict(field.name, path, _misfit(column, feature, error), TARGET, _said(feature)) from error
+        except MISFITS as error:
+            reason = misfit(column, partial(cast_array, feature=feature), error)
+            raise SchemaConflict(field.name, path, reason, TARGET, _said(feature)) from error
     return pa.RecordBatch.from_arrays(columns, schema=schema)
-
-
-_MISFITS = (ValueError, TypeError, NotImplementedError, pa.ArrowException)
 
 
 def _as_type(array: pa.Array, type_: pa.DataType) -> pa.Array:
@@ -68,29 +68,10 @@ def _as_type(array: pa.Array, type_: pa.DataType) -> pa.Array:
     return array
 
 
-def _misfit(column: pa.Array, feature: Feature, error: Exception) -> str:
-    """The column's type, what is wrong, and the first value that does not fit if it is a matter of values."""
-    why = (str(error).splitlines() or [type(error).__name__])[0][:200]
-    try:
-        cast_array(column.slice(0, 0), feature)
-    except _MISFITS:
-        return f"{_short(column.type)} ({why})"
-    low, high = 0, len(column)  # the first `low` rows fit, the first `high` do not
-    while high - low > 1:
-        middle = (low + high) // 2
-        try:
-            cast_array(column.slice(low, middle - low), feature)
-            low = middle
-        except _MISFITS:
-            high = middle
-    value = repr(column[low].as_py())
-    return f"{_short(column.type)} (row {low:,} of the batch, {value if len(value) <= 80 else value[:79] + '…'}: {why})"
-
-
 def _said(feature: Feature) -> str:
     """A feature as an error names it."""
     what = kind(feature)
-    return _short(arrow_type(feature)) if what in ("Value", "struct", "List", "LargeList") else what
+    return short(arrow_type(feature)) if what in ("Value", "struct", "List", "LargeList") else what
 
 
 def nulls(length: int, type_: pa.DataType) -> pa.Array:
@@ -309,7 +290,7 @@ def unify(schemas: Sequence[tuple[str, pa.Schema]]) -> pa.Schema:
             where, before = joined[name]
             wider = join_features(before, feature)
             if wider is None:
-                raise SchemaConflict(name, path, _short(arrow_type(feature)), where, _short(arrow_type(before)))
+                raise SchemaConflict(name, path, short(arrow_type(feature)), where, short(arrow_type(before)))
             joined[name] = (where if wider == before else path, wider)
     return schema_of({name: feature for name, (_, feature) in joined.items()})
 
@@ -392,8 +373,3 @@ def _is_number(type_: pa.DataType) -> bool:
 
 def _is_null(feature: Feature) -> bool:
     return kind(feature) == "Value" and feature["dtype"] == "null"
-
-
-def _short(type_: pa.DataType) -> str:
-    text = str(type_)
-    return text if len(text) <= 200 else text[:200] + "…"

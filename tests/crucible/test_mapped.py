@@ -95,7 +95,7 @@ def test_a_cast_gives_or_refuses_what_datasets_does(both: tuple[Dataset, Any], c
 def test_numbers_outside_the_labels_are_refused_where_datasets_lets_them_pass(both: tuple[Dataset, Any]) -> None:
     mine, theirs = both
     assert theirs.cast_column("a", datasets.ClassLabel(num_classes=5))["a"][-1] == 9
-    with pytest.raises(SchemaConflict, match=r"'a' is int64 .row 0 of the batch, 5: label 6 of only 5"):
+    with pytest.raises(SchemaConflict, match=r"'a' is int64 .row 0 of the batch, 5: label 5 of only 5"):
         mine.cast_column("a", ClassLabel(num_classes=5))
 
 
