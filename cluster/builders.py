@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from crucible.cluster.patterns import has_extension, suffixes
 from crucible.formats.extensions import AUDIO, IMAGE, VIDEO
+from crucible.formats.folders import FOLDERS
 from crucible.refs import SourceFile
 
-READABLE = ("parquet", "json", "csv", "text", "arrow", "webdataset")
+READABLE = ("parquet", "json", "csv", "text", "arrow", "webdataset", *FOLDERS)
 """Builders crucible has a reader for."""
-NAMED = frozenset(("webdataset",))
+ARCHIVES = 10
+"""Zip archives that are looked into to find out what they hold."""
+NAMED = frozenset(("webdataset", *FOLDERS))
 """Builders that put names of files into the rows, which are then no function of the bytes alone."""
 
 _PLAIN = {
@@ -92,12 +95,30 @@ def infer_builder(files: Iterable[SourceFile]) -> Builder | None:
         counts.items(), key=lambda item: (not item[0][1], item[1], *(item[0][0] == e for e in _TIE), item[0][0])
     )
     for (extension, _), _count in reversed(ranked):
-        if extension in BUILDER_OF:
-            params = {".tsv": (("sep", '"\\t"'),), ".conllu": (("comment_prefix", '"#"'),)}.get(extension, ())
-            return Builder(BUILDER_OF[extension], params)
+        if (builder := _builder_for(extension)) is not None:
+            return builder
         if extension == ".zip":
             return Builder("zip")
     return None
+
+
+def infer_inside(files: Iterable[SourceFile], names_in: Callable[[SourceFile], Iterable[str]]) -> Builder | None:
+    """The builder of the most common extension inside the archives, of which at most ten are looked into; or None."""
+    counts: Counter[str] = Counter()
+    for archive in [file for file in files if file.path.endswith(".zip")][:ARCHIVES]:
+        inside = set(names_in(archive))
+        for path in list(inside):  # folders count too
+            inside.update(path[:at] for at, char in enumerate(path) if char == "/")
+        counts.update(suffix.lower() for path in sorted(inside) for suffix in suffixes(path))
+    first = next(iter(counts.most_common(1)), None)
+    return _builder_for(first[0]) if first is not None else None
+
+
+def _builder_for(extension: str) -> Builder | None:
+    if extension not in BUILDER_OF:
+        return None
+    params = {".tsv": (("sep", '"\\t"'),), ".conllu": (("comment_prefix", '"#"'),)}.get(extension, ())
+    return Builder(BUILDER_OF[extension], params)
 
 
 def keep_files_of(builder: str, files: Iterable[SourceFile]) -> tuple[SourceFile, ...]:

@@ -30,8 +30,7 @@ def plan_items(repo: RepoRef, split: ResolvedSplit, *, shard_bytes: int) -> Iter
     Consecutive small files share an item up to 1/64 of the split (between 256 KiB and 32 MiB) and up to 256 files; a
     file above that is an item of its own. `repo` is pinned.
     """
-    total = sum(file.size for file in split.files)
-    limit = min(BATCH_MAX, max(BATCH_MIN, total // BATCH_SHARE))
+    limit = batch_limit(split.files)
     batch: list[SourceFile] = []
     size = index = 0
     for file in split.files:
@@ -42,6 +41,11 @@ def plan_items(repo: RepoRef, split: ResolvedSplit, *, shard_bytes: int) -> Iter
         size += file.size
     if batch:
         yield WorkItem(index, repo, tuple(batch), named_options(split.options, batch), shard_bytes)
+
+
+def batch_limit(files: Sequence[SourceFile]) -> int:
+    """Bytes up to which small files of a split share an item."""
+    return min(BATCH_MAX, max(BATCH_MIN, sum(file.size for file in files) // BATCH_SHARE))
 
 
 def named_options(options: ReadOptions, files: Sequence[SourceFile]) -> ReadOptions:

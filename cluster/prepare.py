@@ -10,7 +10,7 @@ from typing import Any
 
 from crucible.cache.hubcache import HubCache
 from crucible.cache.store import Store
-from crucible.cluster.plan import plan_items
+from crucible.cluster.media import look_inside, plan_splits
 from crucible.cluster.resolve import ResolvedConfig, ResolvedSplit, choose, resolve
 from crucible.config import Settings
 from crucible.errors import CorruptFile, OfflineMode, ScriptRepo
@@ -75,9 +75,9 @@ def prepare(
         if not again and (warm := _from_store(request, pinned, store)) is not None:
             return warm
         configs = survey_repo(repo, pinned, request)
-    config, splits = choose(pinned, configs, request.config, request.split)
-    splits = tuple(replace(split, options=_options(split.options, request)) for split in splits)
-    items = tuple(tuple(plan_items(pinned, split, shard_bytes=settings.shard_bytes)) for split in splits)
+        config, splits = choose(pinned, configs, request.config, request.split)
+        splits = tuple(replace(split, options=_options(split.options, request)) for split in splits)
+        splits, items = plan_splits(repo, pinned, config.splits, splits, settings, store)
     return Prepared(request, pinned, config.name, splits, items, (), _describe(pinned, configs, request))
 
 
@@ -102,6 +102,7 @@ def survey_repo(repo: Repo, pinned: RepoRef, request: DataRequest | None = None)
             legacy_infos=infos,
             data_files=None if request is None else request.data_files,
             data_dir="" if request is None else request.data_dir,
+            names_in=look_inside(repo, pinned),
         )
     except ScriptRepo:  # only now is it worth a request to see whether the Hub has a parquet copy to recommend
         return resolve(pinned, files, card, refs=repo.revisions(pinned))

@@ -13,12 +13,12 @@ the reason stays with it and `choose` raises it.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from crucible.card import Card, CardConfig, CardInfo, parse_card
-from crucible.cluster.builders import DATA_EXTENSIONS, READABLE, Builder, infer_builder, keep_files_of
+from crucible.cluster.builders import DATA_EXTENSIONS, READABLE, Builder, infer_builder, infer_inside, keep_files_of
 from crucible.cluster.patterns import BadPattern, Listing
 from crucible.data_files import Patterns, is_outside
 from crucible.errors import (
@@ -34,8 +34,11 @@ from crucible.errors import (
     UsageError,
 )
 from crucible.feature_types import Feature, dump_features
+from crucible.formats.folders import FOLDERS
 from crucible.refs import ReadOptions, RepoRef, SourceFile, safe_repo_path
 from crucible.splits import split_names
+
+NamesIn = Callable[[SourceFile], Sequence[str]]
 
 CONVERT_REF = "refs/convert/parquet"
 """Where the Hub keeps its own parquet copy of a repo."""
@@ -50,6 +53,7 @@ _USED_PARAMS = {
     "text": "encoding encoding_errors keep_linebreaks sample_by",
     "parquet": "columns filters",
     "arrow": "",
+    **dict.fromkeys(FOLDERS, "drop_labels drop_metadata metadata_filenames"),
 }
 """Settings of a builder that change the rows. Others of the card's keys are ignored, as `datasets` ignores them."""
 
@@ -83,12 +87,13 @@ def resolve(
     legacy_infos: str | None = None,
     data_files: Patterns | None = None,
     data_dir: str = "",
+    names_in: NamesIn | None = None,
 ) -> tuple[ResolvedConfig, ...]:
     """All configs of a repo, in the card's order.
 
     `files` is the whole recursive listing, `card` the text of README.md, `extra_yaml` that of `.huggingface.yaml`,
     `legacy_infos` that of `dataset_infos.json`; `refs` are the repo's refs (they only improve ScriptRepo's advice).
-    `data_files` and `data_dir` are the request's.
+    `data_files` and `data_dir` are the request's. `names_in` lists an archive: without it nobody reads zip archives.
     Raises ScriptRepo, InvalidCard, NoDataFiles and UnsupportedFormat.
     """
     listing = Listing(files)
@@ -98,8 +103,8 @@ def resolve(
     parsed = parse_card(repo.repo_id, card, extra_yaml, legacy_infos)
     default = parsed.default_config(repo.repo_id)
     if data_files is not None or data_dir:
-        return _with_request(repo, listing, parsed, default, data_files, data_dir)
-    builder, splits = _infer(repo, listing, parsed)
+        return _with_request(repo, listing, parsed, default, data_files, data_dir, names_in)
+    builder, splits = _infer(repo, listing, parsed, names_in)
     if not parsed.configs:
         kept = tuple((name, keep_files_of(builder.name, found)) for name, found in splits)
         return (_without_configs(repo, parsed, builder, kept, default in (None, "default")),)
@@ -112,12 +117,18 @@ _Splits = tuple[tuple[str, tuple[SourceFile, ...]], ...]
 
 
 def _with_request(
-    repo: RepoRef, listing: Listing, card: Card, default: str | None, data_files: Patterns | None, data_dir: str
+    repo: RepoRef,
+    listing: Listing,
+    card: Card,
+    default: str | None,
+    data_files: Patterns | None,
+    data_dir: str,
+    names_in: NamesIn | None,
 ) -> tuple[ResolvedConfig, ...]:
     """The same files for every config; for none in particular too, where the card has several and no default."""
     base = _clean(data_dir)
     patterns = _default_patterns(repo, listing, base) if data_files is None else data_files
-    builder, splits = _builder_of(repo, _select(repo, listing, patterns, base, by="data_files"))
+    builder, splits = _builder_of(repo, _select(repo, listing, patterns, base, by="data_files"), names_in)
     if data_dir:
         splits = tuple((name, keep_files_of(builder.name, found)) for name, found in splits)
     else:  # a file that was asked for by name is read, whatever its own extension
@@ -142,17 +153,24 @@ def _with_request(
     )
 
 
-def _infer(repo: RepoRef, listing: Listing, card: Card) -> tuple[Builder, _Splits]:
+def _infer(repo: RepoRef, listing: Listing, card: Card, names_in: NamesIn | None) -> tuple[Builder, _Splits]:
     """The builder of the whole repo, and the splits it was seen in: the first config's, looked up from the root."""
     first = card.configs[0] if card.configs else None
     patterns = first.data_files if first is not None else None
     if patterns is None:
         patterns = _default_patterns(repo, listing, "")
-    return _builder_of(repo, _select(repo, listing, patterns, ""))
+    return _builder_of(repo, _select(repo, listing, patterns, ""), names_in)
 
 
-def _builder_of(repo: RepoRef, splits: _Splits) -> tuple[Builder, _Splits]:
-    builders = {name: infer_builder(found) for name, found in splits}
+def _look(builder: Builder | None, files: tuple[SourceFile, ...], names_in: NamesIn | None) -> Builder | None:
+    """The builder, or where files are archives that of what they hold."""
+    if builder is None or builder.name != "zip" or names_in is None:
+        return builder
+    return infer_inside(files, names_in)
+
+
+def _builder_of(repo: RepoRef, splits: _Splits, names_in: NamesIn | None) -> tuple[Builder, _Splits]:
+    builders = {name: _look(infer_builder(found), found, names_in) for name, found in splits}
     distinct = set(builders.values())
     if len(distinct) > 1:
         said = ", ".join(f"{name}: {made.name if made else 'nothing'}" for name, made in builders.items())
@@ -274,6 +292,8 @@ def _declared(builder: str, features: dict[str, Feature] | None, info: CardInfo 
     With an entry in `dataset_info` that has no features, `datasets` drops the config's for parquet, json and arrow, and
     so does this; csv and text read by the config's in any case.
     """
+    if builder in FOLDERS:
+        return features  # `datasets` writes what it found over what `dataset_info` says
     if info is None or builder in ("csv", "text"):
         return info.features if info is not None and info.features is not None else features
     return info.features

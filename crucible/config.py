@@ -50,6 +50,11 @@ class Settings:
     round trips, small enough that shards spread evenly over nodes. One shard in the making is held in memory."""
     part_bytes: int = 64 << 20
     """Largest range asked for in one request."""
+    row_bytes: int = 1 << 30
+    """Bytes of one file that becomes a value of a row, such as an image of a folder or of an archive, and of a metadata
+    file. It is held in memory; a bigger one is an error (CRUCIBLE_ROW_BYTES)."""
+    unpacked_bytes: int = 64 << 30
+    """What one archive may unpack to; more is an error (CRUCIBLE_UNPACKED_BYTES)."""
     inflight_bytes: int = 4 << 30
     """Source bytes that may be in flight in the whole cluster at once: what the coordinator dispatches against."""
     tries: int = 5
@@ -88,6 +93,8 @@ class Settings:
             world_size=world_size,
             shard_bytes=_size(env, "CRUCIBLE_SHARD_BYTES", 64 << 20),
             part_bytes=_size(env, "CRUCIBLE_PART_BYTES", 64 << 20),
+            row_bytes=_size(env, "CRUCIBLE_ROW_BYTES", 1 << 30),
+            unpacked_bytes=_size(env, "CRUCIBLE_UNPACKED_BYTES", 64 << 30),
             inflight_bytes=_size(env, "CRUCIBLE_INFLIGHT_BYTES", 4 << 30),
             tries=_count(env, "CRUCIBLE_TRIES", 5),
             timeout_s=_seconds(env, "HF_HUB_DOWNLOAD_TIMEOUT", 10.0),

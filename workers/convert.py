@@ -21,7 +21,8 @@ import pyarrow as pa
 from crucible.cache.store import disk_errors
 from crucible.casts import cast_batch, unify
 from crucible.feature_types import features_of, schema_for, schema_of, select_features
-from crucible.formats.read import read_file, read_schema
+from crucible.formats.items import read_heads, read_item
+from crucible.formats.limits import Limits
 from crucible.refs import WorkItem
 from crucible.workers.canonical import canonical_batch
 
@@ -44,31 +45,31 @@ class DraftShard:
     schema: pa.Schema
 
 
-def convert(item: WorkItem, paths: Sequence[Path], folder: Path) -> Iterator[DraftShard]:
+def convert(
+    item: WorkItem, paths: Sequence[Path], folder: Path, *, limits: Limits | None = None
+) -> Iterator[DraftShard]:
     """Convert `item.files`, whose bytes are at `paths`, into `folder/<number>.arrow`, each yielded when it is on disk.
 
     Rows keep the order of the files. Shards have about `item.shard_bytes` of Arrow data and at least one row; an item
     without rows yields nothing, and `schema_of_item` tells its columns.
     """
     number, held = 0, _Held(item)
-    for file, path in zip(item.files, paths, strict=True):
-        for batch in read_file(path, file.path, item.options):
-            for piece in held.pieces(batch):
-                held.add(file.path, piece)
-                if held.bytes >= item.shard_bytes:
-                    yield held.write(folder, number)
-                    number += 1
+    for name, batch in read_item([file.path for file in item.files], paths, item.options, folder, limits):
+        for piece in held.pieces(batch):
+            held.add(name, piece)
+            if held.bytes >= item.shard_bytes:
+                yield held.write(folder, number)
+                number += 1
     if held.rows:
         yield held.write(folder, number)
 
 
-def schema_of_item(item: WorkItem, paths: Sequence[Path]) -> pa.Schema | None:
+def schema_of_item(
+    item: WorkItem, paths: Sequence[Path], folder: Path, limits: Limits | None = None
+) -> pa.Schema | None:
     """The schema of the item's rows from the heads of its files; None when the files are empty altogether."""
-    schemas = []
-    for file, path in zip(item.files, paths, strict=True):
-        schema = read_schema(path, file.path, item.options)
-        if schema is not None:
-            schemas.append((file.path, schema))
+    names = [file.path for file in item.files]
+    schemas = list(read_heads(names, paths, item.options, folder, limits))
     if not schemas and item.options.features is None:
         return None
     return _target(item, schemas)

@@ -19,6 +19,7 @@ from crucible.cache.hubcache import HubCache
 from crucible.cache.store import Store
 from crucible.config import Settings
 from crucible.errors import ChecksumMismatch, ConversionError, SourceUnavailable, StoreError
+from crucible.formats.limits import Limits
 from crucible.hub.client import is_folder
 from crucible.hub.governor import Governor
 from crucible.hub.http import HubHttp, Refusal
@@ -69,7 +70,7 @@ def run_item(item: WorkItem, place: Workplace) -> ItemResult:
             with place.store.workspace() as folder:
                 brought = _bring(item, place, folder, tally)
                 try:
-                    shards, schemas = _convert(item, brought, folder, place.store)
+                    shards, schemas = _convert(item, brought, folder, place)
                 except ConversionError:
                     for source in brought:  # right bytes that cannot be read will not read better the next time
                         source.done()
@@ -90,24 +91,25 @@ def run_item(item: WorkItem, place: Workplace) -> ItemResult:
 
 
 def _convert(
-    item: WorkItem, brought: Sequence[_Brought], folder: Path, store: Store
+    item: WorkItem, brought: Sequence[_Brought], folder: Path, place: Workplace
 ) -> tuple[list[ShardInfo], dict[str, str]]:
     """The item's shards, each committed, and the schemas by their digests."""
     # who only moves bytes (a pull, a copy of a shard) need not wait 0.25 s for pyarrow, nor hold its 90 MB
     from crucible.workers.convert import convert, schema_of_item
 
+    limits = Limits(place.settings.row_bytes, place.settings.unpacked_bytes)
     paths = [source.path for source in brought]
     shards: list[ShardInfo] = []
     schemas: dict[str, str] = {}
-    for draft in convert(item, paths, folder):
+    for draft in convert(item, paths, folder, limits=limits):
         digest, packed = pack_schema(draft.schema)
         schemas[digest] = packed
         key = item.shard_key(draft.number)
         for source in brought:
             source.check()
-        store.commit_shard(draft.path, key)
+        place.store.commit_shard(draft.path, key)
         shards.append(ShardInfo(key, draft.rows, draft.size, draft.digest, digest, item.index, draft.number))
-    if not shards and (schema := schema_of_item(item, paths)) is not None:
+    if not shards and (schema := schema_of_item(item, paths, folder, limits)) is not None:
         schemas = dict([pack_schema(schema)])
     return shards, schemas
 

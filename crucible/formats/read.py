@@ -41,12 +41,15 @@ def read_file(path: Path, name: str, options: ReadOptions) -> Iterator[pa.Record
     if options.builder not in READERS:
         raise UnsupportedFormat(f"{name} ({options.builder})", tuple(READERS))
     for batch in READERS[options.builder](path, name, options):
-        yield batch if options.columns is None else _select(batch, name, options.columns)
+        yield select_columns(batch, name, options)
 
 
-def _select(batch: pa.RecordBatch, name: str, columns: tuple[str, ...]) -> pa.RecordBatch:
-    check_columns(batch.schema.names, name, columns)
-    return batch.select(list(columns))
+def select_columns(batch: pa.RecordBatch, name: str, options: ReadOptions) -> pa.RecordBatch:
+    """The columns that were asked for, in that order. Raises UsageError naming the ones there are."""
+    if options.columns is None:
+        return batch
+    check_columns(batch.schema.names, name, options.columns)
+    return batch.select(list(options.columns))
 
 
 def check_columns(there: list[str], name: str, columns: tuple[str, ...]) -> None:

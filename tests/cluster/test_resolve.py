@@ -181,8 +181,8 @@ def test_the_extra_yaml_overrides_the_card() -> None:
 
 
 def test_an_unreadable_format_is_named_with_the_readable_ones() -> None:
-    configs = resolve(REPO, listing("a.png", "b.png"), None)
-    with pytest.raises(UnsupportedFormat, match=r"imagefolder.*parquet"):
+    configs = resolve(REPO, listing("a.h5", "b.h5"), None)
+    with pytest.raises(UnsupportedFormat, match=r"hdf5.*parquet"):
         choose(REPO, configs, None, None)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -55,7 +57,12 @@ def ours(folder: Path, home: Path, **asked: Any) -> dict[str, pa.Table]:
 
 def theirs(folder: Path, *, embed: bool = False) -> dict[str, pa.Table]:
     """What `datasets` loads; `embed` puts the files that its rows point to into the rows, as when it writes parquet."""
-    tables = {name: split.data.table.combine_chunks() for name, split in datasets.load_dataset(str(folder)).items()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # it leaves files open
+        # one cache for all would give one repo the rows of another: it goes by the folder's name and the card
+        loaded = datasets.load_dataset(str(folder), cache_dir=str(folder.parent / "oracle"))
+        gc.collect()
+    tables = {name: split.data.table.combine_chunks() for name, split in loaded.items()}
     return {name: embed_table_storage(table) for name, table in tables.items()} if embed else tables
 
 

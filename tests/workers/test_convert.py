@@ -228,14 +228,14 @@ def test_an_item_without_rows_gives_no_shard_but_a_schema(tmp_path: Path) -> Non
     (tmp_path / "a.csv").write_text("a,b\n")
     options = ReadOptions("csv")
     assert run([tmp_path / "a.csv"], options, tmp_path / "out") == []
-    schema = schema_of_item(item_of([tmp_path / "a.csv"], options), [tmp_path / "a.csv"])
+    schema = schema_of_item(item_of([tmp_path / "a.csv"], options), [tmp_path / "a.csv"], tmp_path)
     assert schema is not None
     assert schema.names == ["a", "b"]
     empty = jsonl(tmp_path / "e.jsonl", [])
     assert run([empty], JSON, tmp_path / "out") == []
-    assert schema_of_item(item_of([empty], JSON), [empty]) is None
+    assert schema_of_item(item_of([empty], JSON), [empty], tmp_path) is None
     declared = ReadOptions("json", features=json.dumps({"x": {"_type": "Image"}}))
-    assert schema_of_item(item_of([empty], declared), [empty]).names == ["x"]  # type: ignore[union-attr]
+    assert schema_of_item(item_of([empty], declared), [empty], tmp_path).names == ["x"]  # type: ignore[union-attr]
 
 
 def test_an_empty_file_among_others_changes_nothing(tmp_path: Path) -> None:
