@@ -4,15 +4,20 @@ resolution, so that `resolve`, `plan` and `place` need none. Runs in the coordin
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from crucible.cache.hubcache import HubCache
 from crucible.cache.store import Store
 from crucible.cluster.media import look_inside, plan_splits
-from crucible.cluster.resolve import ResolvedConfig, ResolvedSplit, choose, resolve
+from crucible.cluster.patterns import BadPattern, Listing, has_magic
+from crucible.cluster.resolve import ResolvedConfig, ResolvedSplit, choose, resolve, resolve_files
 from crucible.config import Settings
+from crucible.data_files import Patterns, literal_folder
 from crucible.errors import CorruptFile, OfflineMode, ScriptRepo
 from crucible.formats.footer import ParquetFooter, footer_tail, parse_footer
 from crucible.hub.cached import CachedRepo
@@ -70,7 +75,8 @@ def prepare(
         except OfflineMode:
             if not CachedRepo(HubCache(settings.hub_cache)).knows(request.repo):
                 raise
-    with open_repo(request.repo, settings, tally, governor) as repo:
+    only = None if not request.builder or request.data_files is None else _named(request.data_files)
+    with open_repo(request.repo, settings, tally, governor, only) as repo:
         pinned = repo.pin(request.repo)
         if not again and (warm := _from_store(request, pinned, store)) is not None:
             return warm
@@ -89,6 +95,8 @@ def _options(options: ReadOptions, request: DataRequest) -> ReadOptions:
 def survey_repo(repo: Repo, pinned: RepoRef, request: DataRequest | None = None) -> tuple[ResolvedConfig, ...]:
     """List a pinned repo once, read its few metadata files, and resolve its configs; with the files `request` names."""
     files = list(repo.files(pinned))
+    if request is not None and request.builder:
+        return resolve_files(pinned, files, request.builder, request.config, request.data_files)
     texts = {
         file.path: repo.read(pinned, file).decode("utf-8", "replace") for file in files if file.path in METADATA_FILES
     }
@@ -106,6 +114,29 @@ def survey_repo(repo: Repo, pinned: RepoRef, request: DataRequest | None = None)
         )
     except ScriptRepo:  # only now is it worth a request to see whether the Hub has a parquet copy to recommend
         return resolve(pinned, files, card, refs=repo.revisions(pinned))
+
+
+def _named(data_files: Patterns) -> Callable[[Path], Iterator[str]]:
+    """What of a folder these patterns can mean: only that is looked at, links followed as the caller named it."""
+    patterns = [pattern for _, many in data_files for pattern in many]
+
+    def paths(folder: Path) -> Iterator[str]:
+        seen: set[str] = set()
+        for pattern in patterns:
+            if not has_magic(pattern):
+                seen.add(pattern)
+                continue
+            for root, folders, names in os.walk(folder / literal_folder(pattern)):
+                folders.sort()
+                seen.update(Path(root, name).relative_to(folder).as_posix() for name in names)
+        there = [SourceFile(path, 0, "", False) for path in seen if (folder / path).is_file()]
+        listing, found = Listing(there), set[str]()
+        for pattern in patterns:
+            with suppress(BadPattern):  # resolution says what is wrong with it
+                found.update(file.path for file in listing.glob(pattern))
+        yield from sorted(found)
+
+    return paths
 
 
 def footers(repo: Repo, pinned: RepoRef, files: tuple[SourceFile, ...]) -> dict[str, ParquetFooter]:

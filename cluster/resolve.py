@@ -153,6 +153,18 @@ def _with_request(
     )
 
 
+def resolve_files(
+    repo: RepoRef, files: Iterable[SourceFile], builder: str, name: str | None, data_files: Patterns | None
+) -> tuple[ResolvedConfig, ...]:
+    """The one config, called `name` or `default`, of files that are no repo and are read as `builder` says."""
+    listing = Listing(files)
+    patterns = _default_patterns(repo, listing, "") if data_files is None else data_files
+    made = Builder(builder)
+    splits = _select(repo, listing, patterns, "", extensions=None, by="data_files")
+    problem = _problem(repo, made, splits)
+    return (_resolved(name or "default", True, made, splits, {}, None, None, problem),)
+
+
 def _infer(repo: RepoRef, listing: Listing, card: Card, names_in: NamesIn | None) -> tuple[Builder, _Splits]:
     """The builder of the whole repo, and the splits it was seen in: the first config's, looked up from the root."""
     first = card.configs[0] if card.configs else None

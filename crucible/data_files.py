@@ -24,6 +24,10 @@ Patterns: TypeAlias = tuple[tuple[str, tuple[str, ...]], ...]
 DataFiles: TypeAlias = "str | os.PathLike[str] | Sequence[Any] | Mapping[str, Any]"
 """What a caller may give."""
 
+FORMATS = ("arrow", "audiofolder", "csv", "imagefolder", "json", "parquet", "text", "videofolder", "webdataset", "xml")
+"""Names of formats that stand for a repo: `load_dataset("csv", data_files=...)` reads files of this disk."""
+
+_MAGIC = re.compile(r"[*?\[]")
 _OUTSIDE = re.compile(r"^(?:[A-Za-z][A-Za-z0-9+.-]*://|/|[A-Za-z]:[\\/])|(?:^|/)\.\.(?:/|$)|::")
 
 
@@ -44,6 +48,9 @@ def data_request(
     features: Mapping[str, Any] | None = None,
 ) -> DataRequest:
     """Check the arguments that name data. Raises UsageError."""
+    builder = ""
+    if repo in FORMATS and (data_files is not None or data_dir is not None):
+        builder, (repo, data_files, data_dir) = repo, _of_this_disk(data_files, data_dir)
     if columns is not None and (not columns or isinstance(columns, str)):
         raise UsageError(f"columns must be a list of column names, got {columns!r}")
     if split is not None:
@@ -54,9 +61,10 @@ def data_request(
         config,
         split,
         None if columns is None else tuple(columns),
-        None if data_files is None else given_data_files(ref, data_files),
+        None if data_files is None or (builder and not data_files) else given_data_files(ref, data_files),
         given_data_dir(ref, data_dir),
         None if features is None else given_features(features),
+        builder,
     )
 
 
@@ -75,10 +83,15 @@ def given_features(features: Mapping[str, Any]) -> str:
 
 def given_data_files(repo: RepoRef, value: Any) -> Patterns:
     """Check the argument `data_files`. Raises UsageError naming what is wrong with it."""
+    return tuple((split, tuple(_inside(repo, one) for one in patterns)) for split, patterns in _splits_of(value))
+
+
+def _splits_of(value: Any) -> Patterns:
+    """`data_files` in any of its forms, each as (split, patterns). Raises UsageError."""
     if not value:
         raise UsageError(f"data_files is empty ({value!r}); leave it out to get what the repo says")
     if isinstance(value, (str, os.PathLike)):
-        return (("train", (_inside(repo, value),)),)
+        return (("train", _texts("train", value)),)
     if not isinstance(value, Iterable):
         raise UsageError(f"data_files must be a path, a list of paths, or a dict of split to paths, got {value!r}")
     listed = list(value)
@@ -96,38 +109,61 @@ def given_data_files(repo: RepoRef, value: Any) -> Patterns:
             raise UsageError(f"data_files: {split!r} is not a split name (letters, digits, _ and . between words)")
         if names.count(split) > 1:
             raise UsageError(f"data_files: split {split!r} is there twice")
-    return tuple((split, _patterns(repo, split, patterns)) for split, patterns in pairs)
+    return tuple((split, _texts(split, patterns)) for split, patterns in pairs)
 
 
-def _patterns(repo: RepoRef, split: str, value: Any) -> tuple[str, ...]:
-    if isinstance(value, (str, os.PathLike)):
-        return (_inside(repo, value),)
-    if not isinstance(value, (list, tuple)) or not value:
+def _texts(split: str, value: Any) -> tuple[str, ...]:
+    listed = [value] if isinstance(value, (str, os.PathLike)) else value
+    if not isinstance(listed, (list, tuple)) or not listed:
         raise UsageError(f"data_files: split {split!r} needs a path or a list of paths, got {value!r}")
-    return tuple(_inside(repo, one) for one in value)
+    texts = [os.fspath(one) if isinstance(one, os.PathLike) else one for one in listed]
+    for text in texts:
+        if not isinstance(text, str) or not text:
+            raise UsageError(f"a path in data_files must be a string that is not empty, got {text!r}")
+    return tuple(texts)
 
 
 def given_data_dir(repo: RepoRef, value: str | os.PathLike[str] | None) -> str:
     """Check the argument `data_dir`; the folder's path in the repo, empty for the whole repo. Raises UsageError."""
-    folder = "" if value is None else _inside(repo, value)
+    folder = _inside(repo, os.fspath(value)) if value else ""
     return "/".join(part for part in folder.split("/") if part not in ("", "."))
 
 
-def _inside(repo: RepoRef, value: Any) -> str:
+def _of_this_disk(data_files: DataFiles | None, data_dir: str | None) -> tuple[str, DataFiles, str | None]:
+    """(folder, patterns relative to it, no data_dir) for files anywhere on this disk: the deepest folder with all."""
+    here = os.path.abspath(os.path.expanduser(data_dir or ""))
+    if data_files is None:
+        return here, {}, None
+    splits = [
+        (split, [os.path.normpath(os.path.join(here, _local(pattern))) for pattern in patterns])
+        for split, patterns in _splits_of(data_files)
+    ]
+    root = os.path.commonpath([literal_folder(pattern) for _, patterns in splits for pattern in patterns])
+    return root, {split: [os.path.relpath(one, root) for one in patterns] for split, patterns in splits}, None
+
+
+def literal_folder(pattern: str) -> str:
+    """The folder that every match of a pattern lies in: its path up to the first part with a wildcard."""
+    magic = _MAGIC.search(pattern)
+    return os.path.dirname(pattern if magic is None else pattern[: magic.start()])
+
+
+def _local(pattern: str) -> str:
+    if "://" in pattern or "::" in pattern:
+        raise UsageError(f"{pattern!r} is not a path on this disk; download it first, or name the repo it is in")
+    return pattern
+
+
+def _inside(repo: RepoRef, pattern: str) -> str:
     """The pattern relative to the repo's root. Raises UsageError for one that leads elsewhere."""
-    try:
-        pattern = os.fspath(value)
-    except TypeError:
-        pattern = None
-    if not isinstance(pattern, str) or not pattern:
-        raise UsageError(f"a path in data_files must be a string that is not empty, got {value!r}")
+    given = pattern
     for root in (repo.repo_id, f"hf://datasets/{repo.repo_id}@{repo.revision}", f"hf://datasets/{repo.repo_id}"):
         if pattern == root or pattern.startswith(f"{root}/"):
             pattern = pattern.removeprefix(root).lstrip("/") if is_outside(root) else pattern
             break
     if is_outside(pattern):
         raise UsageError(
-            f"{value!r} is outside {repo.repo_id}; give a path or a pattern relative to the repo. Files from elsewhere "
+            f"{given!r} is outside {repo.repo_id}; give a path or a pattern relative to the repo. Files from elsewhere "
             "(URLs, other repos) are not read; put them into a folder, and load that"
         )
     return pattern

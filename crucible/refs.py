@@ -132,12 +132,14 @@ class DataRequest:
     """Folder of the repo to look in, in place of the whole repo."""
     features: str | None = None
     """JSON of the feature dict to read by, in place of what the card declares and the files say."""
+    builder: str = ""
+    """The format to read `data_files` as, of files that are no repo: no card counts, and nothing else is looked at."""
 
     @property
     def variant(self) -> str:
         """16 hex digits when the request says what else the card would, or nothing. Manifests are found by it too."""
-        said = {"data_files": self.data_files, "data_dir": self.data_dir, "features": self.features}
-        said = {name: value for name, value in said.items() if value}
+        named = ("data_files", "data_dir", "features", "builder")
+        said = {name: value for name in named if (value := getattr(self, name))}
         return digest_of(said)[:16] if said else ""
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -44,6 +44,9 @@ from crucible.refs import (
 )
 from crucible.report import Tally
 
+Listing = Callable[[Path], Iterable[str]]
+"""A folder to the paths in it that count, relative to it."""
+
 METADATA_LIMIT = 64 << 20
 """Bytes of one metadata reply. A page of 1,000 files is about 300 kB; more than this is not a Hub speaking."""
 
@@ -74,7 +77,8 @@ def is_folder(repo_id: str) -> bool:
 
 
 def repo_ref(repo_id: str, revision: str | None) -> RepoRef:
-    """Check what the user typed. A folder becomes its absolute path. Raises UsageError."""
+    """Check what the user typed. A folder becomes its absolute path, `hf://datasets/x/y` is x/y. Raises UsageError."""
+    repo_id = repo_id.removeprefix("hf://datasets/")
     if is_folder(repo_id):
         if revision not in (None, "main"):
             raise UsageError(f"{repo_id} is a folder: it has no revision {revision!r}")
@@ -83,10 +87,15 @@ def repo_ref(repo_id: str, revision: str | None) -> RepoRef:
 
 
 @contextmanager
-def open_repo(ref: RepoRef, settings: Settings, tally: Tally, governor: Governor | None = None) -> Iterator[Repo]:
-    """The repo for the time of a `with`; its connections are closed at the end. Offline it is the Hub cache's."""
+def open_repo(
+    ref: RepoRef, settings: Settings, tally: Tally, governor: Governor | None = None, only: Listing | None = None
+) -> Iterator[Repo]:
+    """The repo for the time of a `with`; its connections are closed at the end. Offline it is the Hub cache's.
+
+    `only` are the paths that count of a folder, given its path; all without it.
+    """
     if is_folder(ref.repo_id):
-        yield FolderRepo()
+        yield FolderRepo(only)
         return
     if settings.offline:
         yield CachedRepo(HubCache(settings.hub_cache))
@@ -208,19 +217,20 @@ class FolderRepo:
     The contents are hashed once, when the folder is pinned; `open_repo` makes a new one each time.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, only: Listing | None = None) -> None:
+        self._only = only
         self._listing: list[SourceFile] | None = None
 
     def pin(self, ref: RepoRef) -> RepoRef:
         folder = Path(ref.repo_id)
         if not folder.is_dir():
             raise RepoNotFound(ref.repo_id, "this disk", "no such folder")
-        self._listing = list(_hashed(ref.repo_id))
+        self._listing = list(self._hashed(ref.repo_id))
         listing = {file.path: [file.oid, file.size] for file in self._listing}
         return replace(ref, revision=digest_of(listing)[:40])
 
     def files(self, ref: RepoRef) -> Iterator[SourceFile]:
-        yield from _hashed(ref.repo_id) if self._listing is None else self._listing
+        yield from self._hashed(ref.repo_id) if self._listing is None else self._listing
 
     def read(self, ref: RepoRef, file: SourceFile, part: ByteRange | None = None) -> bytes:
         try:
@@ -233,15 +243,19 @@ class FolderRepo:
     def revisions(self, ref: RepoRef) -> list[str]:  # noqa: ARG002 - a folder has none
         return []
 
+    def _hashed(self, repo_id: str) -> Iterator[SourceFile]:
+        """The folder's files in order of their paths, each read once for its hash."""
+        folder = Path(repo_id)
+        for relative in _walked(folder) if self._only is None else self._only(folder):
+            path = folder / relative
+            yield SourceFile(safe_repo_path(repo_id, relative), path.stat().st_size, sha256_file(path), lfs=True)
 
-def _hashed(repo_id: str) -> Iterator[SourceFile]:
-    """The folder's files in order of their paths, each read once for its hash."""
-    folder = Path(repo_id)
+
+def _walked(folder: Path) -> Iterator[str]:
     for root, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if name != ".git")
         for name in sorted(names):
             path = Path(root, name)
             if not path.is_file() or not path.resolve().is_relative_to(folder):
                 continue  # a socket, or a link that leads out of the folder
-            relative = path.relative_to(folder).as_posix()
-            yield SourceFile(safe_repo_path(repo_id, relative), path.stat().st_size, sha256_file(path), lfs=True)
+            yield path.relative_to(folder).as_posix()

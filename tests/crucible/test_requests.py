@@ -140,6 +140,7 @@ def test_other_ways_to_write_a_path_of_the_repo_mean_the_same(tmp_path: Path) ->
     plain = request(data_files={"test": "x/*.csv"})
     assert plain == request(data_files={"test": ["hf://datasets/org/data/x/*.csv"]})
     assert plain == request(data_files=[{"split": "test", "path": "hf://datasets/org/data@main/x/*.csv"}])
+    assert request("hf://datasets/org/data") == request("org/data")
     folder = str(tmp_path)
     assert request(folder, data_files="x.csv") == request(folder, data_files=tmp_path / "x.csv")
     assert request(folder, data_dir="a/b") == request(folder, data_dir=f"{folder}/a//b/.")
