@@ -81,13 +81,22 @@ class Dataset(Split):
 
         return IterableDataset(self._manifest, self._source)._with(self._view)
 
+    def tables(self, rows: int | None = None) -> Iterator[pa.Table]:
+        """All rows as they are stored, in Arrow tables of at most `rows`: mapped, and small enough to hold one."""
+        if rows is not None and rows < 1:
+            raise UsageError(f"batch_size must be 1 or more, got {rows}")
+        reader, _ = self._opened()
+        step = rows or reader.block_rows
+        for start in range(0, self.num_rows, step):
+            yield reader.slice(start, min(self.num_rows, start + step))
+
     def to_list(self) -> list[dict[str, Any]]:
         """All rows as Python objects, as they are stored: images are `{bytes, path}`."""
-        return [row for table in self._tables() for row in table.to_pylist()]
+        return [row for table in self.tables() for row in table.to_pylist()]
 
     def to_dict(self) -> dict[str, list[Any]]:
         """All columns as lists, as they are stored."""
-        tables = list(self._tables())
+        tables = list(self.tables())
         return {name: [value for one in tables for value in one.column(name).to_pylist()] for name in self.column_names}
 
     # --- files ---
@@ -96,7 +105,7 @@ class Dataset(Split):
         """Write a parquet file that carries the features; returns its bytes."""
         from crucible.formats.writers import write_parquet
 
-        return write_parquet(path, self._schema, self._tables(batch_size), compression=compression)
+        return write_parquet(path, self._schema, self.tables(batch_size), compression=compression)
 
     def to_arrow(
         self, path: Path, *, compression: Literal["lz4", "zstd"] | None = None, batch_size: int | None = None
@@ -104,7 +113,7 @@ class Dataset(Split):
         """Write an Arrow IPC file that carries the features; returns its bytes."""
         from crucible.formats.writers import write_arrow
 
-        return write_arrow(path, self._schema, self._tables(batch_size), compression=compression)
+        return write_arrow(path, self._schema, self.tables(batch_size), compression=compression)
 
     def to_json(
         self,
@@ -126,7 +135,7 @@ class Dataset(Split):
         if lines and orient != "records":
             raise UsageError("a row a line has orient='records'; for 'columns' say lines=False")
         form: Literal["lines", "records", "columns"] = "lines" if lines else orient
-        return write_json(path, self._schema, self._tables(batch_size), form=form, binary=binary, nan=nan)
+        return write_json(path, self._schema, self.tables(batch_size), form=form, binary=binary, nan=nan)
 
     def to_csv(
         self,
@@ -142,14 +151,14 @@ class Dataset(Split):
         """Write CSV; lists and structs are JSON text in it. A null is `na_rep`, which must not be a value beside it."""
         from crucible.formats.writers import write_csv
 
-        tables = self._tables(batch_size)
+        tables = self.tables(batch_size)
         return write_csv(path, self._schema, tables, sep=sep, header=header, na_rep=na_rep, binary=binary, nan=nan)
 
     def to_text(self, path: Path, *, batch_size: int | None = None) -> int:
         """Write the only column, which is text, a row a line. Raises UsageError for nulls and for line ends in it."""
         from crucible.formats.writers import write_text
 
-        return write_text(path, self._schema, self._tables(batch_size))
+        return write_text(path, self._schema, self.tables(batch_size))
 
     # --- inside ---
 
@@ -158,22 +167,13 @@ class Dataset(Split):
         """With the features in its metadata."""
         return self.features.arrow_schema
 
-    def _tables(self, rows: int | None = None) -> Iterator[pa.Table]:
-        """All rows as they are stored, in tables of at most `rows`."""
-        if rows is not None and rows < 1:
-            raise UsageError(f"batch_size must be 1 or more, got {rows}")
-        reader, _ = self._opened()
-        step = rows or reader.block_rows
-        for start in range(0, self.num_rows, step):
-            yield reader.slice(start, min(self.num_rows, start + step))
-
     def _cast(self, columns: tuple[Column, ...]) -> Dataset:
         """Refused at once, as `datasets` does, if a value does not fit: columns that change are read for it once."""
         made = self._shown(columns)
         before = {column.source: column for column in self._columns}
         changed = [column.name for column in columns if before[column.source] != column]
         if changed:
-            for _ in made.select_columns(changed)._tables():
+            for _ in made.select_columns(changed).tables():
                 pass
         return made
 

@@ -45,13 +45,23 @@ def command(count: int, as_json: bool, quiet: bool, repo: str, config: str | Non
     from crucible import session
 
     with Watch(repo, quiet=quiet, first="reading"):
-        rows = session.load_dataset(repo, config, streaming=True, **request)
+        rows = readable(session.load_dataset(repo, config, streaming=True, **request))
         first = list(islice(rows, count))
     for number, row in enumerate(first):
         if as_json:
             print_json({name: for_json(value) for name, value in row.items()})
         else:
             show(number, row)
+
+
+def readable(rows: Any) -> Any:
+    """The same rows with audio as the bytes it is, where it would have to be decoded."""
+    from crucible.decode import without_decoding
+
+    for name, feature in rows.features.to_dict().items():
+        if (carried := without_decoding(feature, ("Audio",))) != feature:
+            rows = rows.cast_column(name, carried)
+    return rows
 
 
 def show(number: int, row: dict[str, Any]) -> None:
