@@ -4,6 +4,7 @@ resolution, so that `resolve`, `plan` and `place` need none. Runs in the coordin
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -15,7 +16,7 @@ from crucible.cache.hubcache import HubCache
 from crucible.cache.store import Store
 from crucible.cluster.media import look_inside, plan_splits
 from crucible.cluster.patterns import BadPattern, Listing, has_magic
-from crucible.cluster.resolve import ResolvedConfig, ResolvedSplit, choose, resolve, resolve_files
+from crucible.cluster.resolve import ResolvedConfig, ResolvedSplit, choose, resolve, resolve_files, with_settings
 from crucible.config import Settings
 from crucible.data_files import Patterns, literal_folder
 from crucible.errors import CorruptFile, OfflineMode, ScriptRepo
@@ -89,6 +90,7 @@ def prepare(
 
 def _options(options: ReadOptions, request: DataRequest) -> ReadOptions:
     features = options.features if request.features is None else request.features
+    options = with_settings(options, {name: json.loads(value) for name, value in request.settings})
     return replace(options, columns=request.columns, features=features)
 
 

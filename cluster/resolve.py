@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from crucible.card import Card, CardConfig, CardInfo, parse_card
@@ -324,6 +324,17 @@ def _options(builder: Builder, params: Mapping[str, Any], features: dict[str, Fe
         features=None if features is None else dump_features(features),
         columns=None if columns is None else tuple(json.loads(columns)),
     )
+
+
+def with_settings(options: ReadOptions, settings: Mapping[str, Any]) -> ReadOptions:
+    """`options` with settings that a caller gives. Raises UsageError for one that this format does not have."""
+    known = [name for name in _USED_PARAMS.get(options.builder, "").split() if name != "columns"]
+    for name in settings:
+        if name not in known:
+            there = f"it has {', '.join(known)}" if known else "it has none"
+            raise UsageError(f"{name}= is no argument, and no setting of {options.builder} files; {there}")
+    given = {name: json.dumps(value, sort_keys=True) for name, value in settings.items() if value is not None}
+    return replace(options, params=tuple(sorted({**dict(options.params), **given}.items())))
 
 
 def choose(

@@ -8,6 +8,7 @@ Patterns are relative to the repo (to `data_dir` when that is given too). An abs
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -46,6 +47,7 @@ def data_request(
     data_dir: str | None = None,
     data_files: DataFiles | None = None,
     features: Mapping[str, Any] | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> DataRequest:
     """Check the arguments that name data. Raises UsageError."""
     builder = ""
@@ -65,7 +67,15 @@ def data_request(
         given_data_dir(ref, data_dir),
         None if features is None else given_features(features),
         builder,
+        _given_settings(settings or {}),
     )
+
+
+def _given_settings(settings: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    try:
+        return tuple((name, json.dumps(value, sort_keys=True)) for name, value in sorted(settings.items()))
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"a setting of the reader must be text, a number, or a list of these: {error}") from error
 
 
 def given_features(features: Mapping[str, Any]) -> str:

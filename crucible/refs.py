@@ -134,11 +134,13 @@ class DataRequest:
     """JSON of the feature dict to read by, in place of what the card declares and the files say."""
     builder: str = ""
     """The format to read `data_files` as, of files that are no repo: no card counts, and nothing else is looked at."""
+    settings: tuple[tuple[str, str], ...] = ()
+    """(name, JSON value) of the reader's settings that the caller gives, before those of the card."""
 
     @property
     def variant(self) -> str:
         """16 hex digits when the request says what else the card would, or nothing. Manifests are found by it too."""
-        named = ("data_files", "data_dir", "features", "builder")
+        named = ("data_files", "data_dir", "features", "builder", "settings")
         said = {name: value for name in named if (value := getattr(self, name))}
         return digest_of(said)[:16] if said else ""
 

@@ -61,6 +61,7 @@ def load_dataset(
     columns: Sequence[str] | None = None,
     endpoint: str | None = None,
     token: str | bool | None = None,
+    **format_settings: Any,
 ) -> Dataset | DatasetDict | IterableDataset | dict[str, IterableDataset] | list[Any]:
     """Open a dataset repo (or a folder, `./my-repo`), as `datasets.load_dataset` would.
 
@@ -68,7 +69,8 @@ def load_dataset(
     gives a `Dataset` (an `IterableDataset` when `streaming`); a list or a dict of them gives a list or a dict. Without
     `split` all splits come, in a `DatasetDict` (a plain dict when `streaming`). `data_files` (a path or pattern, a list
     of them, or a dict of split to these) and `data_dir` choose other files of the repo than its card does; `features`
-    gives the columns these types, whatever the card and the files say.
+    gives the columns these types, whatever the card and the files say. `format_settings` are those of the files
+    (`sep=";"`, `field="data"`), before those of the card.
 
     What an earlier `prefetch` left on this node or on a peer is used; the rest is downloaded, verified and converted
     here, before this returns: whole splits, a slice being a view of its split. `columns` converts only those.
@@ -87,6 +89,7 @@ def load_dataset(
         data_dir=data_dir,
         data_files=data_files,
         features=features,
+        settings=format_settings,
     )
     manifests = {manifest.split: manifest for manifest in local_job(request, settings)[0]}
     kind = IterableDataset if streaming else Dataset
@@ -114,6 +117,7 @@ def prefetch(
     keep_raw: bool = False,
     endpoint: str | None = None,
     on_progress: Callable[[Progress], None] = lambda _: None,
+    **format_settings: Any,
 ) -> JobReport:
     """Bring a repo into the stores of a Ray cluster, each byte once, and return what was done.
 
@@ -137,6 +141,7 @@ def prefetch(
         data_dir=data_dir,
         data_files=data_files,
         features=features,
+        settings=format_settings,
     )
     with cluster(address or settings.ray_address) as embedded:
         return _run_on_cluster(request, settings, embedded, replicas, nodes, keep_raw, on_progress)

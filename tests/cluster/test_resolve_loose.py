@@ -32,6 +32,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "an unknown extension": ("csv", {"data_files": "z/*"}),
     "another extension": ("csv", {"data_files": "x/e.tsv"}),
     "a path that goes up": ("csv", {"data_files": "x/../x/a.csv"}),
+    "a delimiter": ("csv", {"data_files": "x/e.tsv", "delimiter": "\t"}),
     "lines": ("json", {"data_files": "x/c.jsonl", "split": "train[:1]"}),
     "text": ("text", {"data_files": {"test": "x/d.txt"}}),
     "a folder": ("csv", {"data_dir": "x/y"}),

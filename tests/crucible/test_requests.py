@@ -147,6 +147,19 @@ def test_other_ways_to_write_a_path_of_the_repo_mean_the_same(tmp_path: Path) ->
     assert request(folder, data_dir=folder) == request(folder)
 
 
+def test_settings_of_a_format_make_another_entry_and_typos_are_named(data: FaultyHub) -> None:
+    data.import_files("org/csv", {"a.csv": b"a;b\n1;x\n"})
+    assert crucible.load_dataset("org/csv", split="train").column_names == ["a;b"]
+    for _ in range(2):
+        assert crucible.load_dataset("org/csv", split="train", sep=";")[0] == {"a": 1, "b": "x"}
+    with pytest.raises(
+        UsageError, match="num_proc= is no argument, and no setting of csv files; it has sep, delimiter"
+    ):
+        crucible.load_dataset("org/csv", num_proc=4)
+    with pytest.raises(UsageError, match="must be text"):
+        crucible.load_dataset("org/csv", sep=object())
+
+
 def test_a_file_that_is_not_there_is_named(data: FaultyHub) -> None:
     with pytest.raises(NoDataFiles, match=r"data_files names nope\.jsonl, which is not there"):
         crucible.load_dataset("org/data", data_files=["main/test.jsonl", "nope.jsonl"])
