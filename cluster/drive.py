@@ -6,6 +6,7 @@ turns the finished state into manifests. It imports no Ray, so a laptop never pa
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -41,6 +42,7 @@ from crucible.workers.work import Workplace, run_item
 
 TICK_S = 1.0
 """How long the loop waits for an outcome before it looks at the nodes again."""
+MOST_LOCAL = 4
 LOCAL = NodeId("local")
 NOTHING = Counts()
 
@@ -64,11 +66,13 @@ class Executor(Protocol):
 class LocalExecutor:
     """Work in threads of this process: one node, no Ray.
 
-    Two threads: downloads overlap with the conversion of the file before, and pyarrow's own threads do the rest.
+    An item a core, at most `MOST_LOCAL`, because each holds its share of memory; and at least two, so that one's
+    download overlaps with the conversion of the other. When there are fewer items, each uses more threads (`convert`).
     """
 
-    def __init__(self, place: Workplace, threads: int = 2) -> None:
+    def __init__(self, place: Workplace, threads: int | None = None) -> None:
         self._place = place
+        threads = max(2, min(MOST_LOCAL, len(os.sched_getaffinity(0)))) if threads is None else threads
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="crucible-work")
 
     def run(self, command: RunItem) -> Future[ItemResult]:

@@ -95,13 +95,15 @@ def _convert(
 ) -> tuple[list[ShardInfo], dict[str, str]]:
     """The item's shards, each committed, and the schemas by their digests."""
     # who only moves bytes (a pull, a copy of a shard) need not wait 0.25 s for pyarrow, nor hold its 90 MB
-    from crucible.workers.convert import convert, schema_of_item
+    from crucible.workers.convert import convert, schema_of_item, usable_threads
 
     limits = Limits(place.settings.row_bytes, place.settings.unpacked_bytes)
     paths = [source.path for source in brought]
     shards: list[ShardInfo] = []
     schemas: dict[str, str] = {}
-    for draft in convert(item, paths, folder, limits=limits):
+    # each item at work on this node, in whatever process, has a folder beside this one
+    threads = usable_threads(at_work=sum(1 for _ in folder.parent.iterdir()))
+    for draft in convert(item, paths, folder, threads=threads, limits=limits):
         digest, packed = pack_schema(draft.schema)
         schemas[digest] = packed
         key = item.shard_key(draft.number)

@@ -10,7 +10,7 @@ import codecs
 import io
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from json import JSONDecodeError
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from crucible.casts import cast_batch, dump_json, unify
 from crucible.errors import CorruptFile, SchemaConflict
 from crucible.feature_types import features_of, parse_features, schema_of
 from crucible.formats import mixed
+from crucible.formats.ahead import made_in_order
 from crucible.formats.nulls import whole_lists
 from crucible.formats.parquet import first_line
 from crucible.formats.streams import open_bytes
@@ -30,19 +31,23 @@ from crucible.refs import ReadOptions
 CHUNK = 10 << 20
 """Bytes parsed at a time. `datasets` infers from a first chunk of this size: another size could infer other types."""
 
+_PARSERS = 2
+"""Threads that parse one file. Two keep up with one that unpacks gzip; each holds a chunk as text and as columns."""
+
 _TYPE_CHANGED = re.compile(r"JSON parse error: Column\((.*)\) changed from", re.DOTALL)
 _ROW = re.compile(r"in row (\d+)")
 _SPACE = re.compile(r"[ \t\r\n]*")
 
 
-def read_json(path: Path, name: str, options: ReadOptions) -> Iterator[pa.RecordBatch]:
+def read_json(path: Path, name: str, options: ReadOptions, threads: int = 1) -> Iterator[pa.RecordBatch]:
+    """Chunks are unpacked by one thread and parsed by `threads` others; their types are settled here, in order."""
     with open_bytes(path, name) as raw:
         file = _as_utf8(raw, name, options)
         head = file.peek(len(codecs.BOM_UTF8))
         if head.startswith(codecs.BOM_UTF8):
             file.read(len(codecs.BOM_UTF8))
         parser = _Parser(name, options)
-        yield from parser.batches(_chunks(file, name, options.param("field"), parser))
+        yield from parser.batches(_chunks(file, name, options.param("field"), parser), threads)
 
 
 def _as_utf8(file: io.BufferedReader, name: str, options: ReadOptions) -> io.BufferedReader:
@@ -200,13 +205,13 @@ class _Parser:
         self.schema: pa.Schema | None = None
         self.rows = 0
 
-    def batches(self, chunks: Iterable[bytes]) -> Iterator[pa.RecordBatch]:
-        for number, chunk in enumerate(chunks):
-            if not chunk.strip():
+    def batches(self, chunks: Iterable[bytes], threads: int = 1) -> Iterator[pa.RecordBatch]:
+        for number, (chunk, parsed) in enumerate(made_in_order(chunks, self._parse_early, min(threads, _PARSERS))):
+            if chunk.isspace():
                 continue
             if number == 0 and self.compare_keys:
                 self._find_mixed(chunk)
-            table = self._table(chunk)
+            table = self._table(chunk, parsed)
             for batch in table.combine_chunks().to_batches():
                 yield self._settle(batch)
             self.rows += table.num_rows
@@ -218,12 +223,17 @@ class _Parser:
             return  # not one value a line: left to pyarrow, as in `datasets`
         self.paths |= mixed.mixed_paths(rows)
 
-    def _table(self, chunk: bytes) -> pa.Table:
+    def _parse_early(self, chunk: bytes) -> pa.Table | None:
+        """The chunk as it is; None where columns are known that it is not parsed as it is for, or it is blank."""
+        return None if self.paths or chunk.isspace() else _parse(chunk)
+
+    def _table(self, chunk: bytes, parsed: Callable[[], pa.Table | None]) -> pa.Table:
         """Parse, and let fields that turn out to have no common type become JSON text."""
         while True:
             text = self._encode(chunk) if self.paths else chunk
             try:
-                table = _parse(text)
+                early = None if self.paths else parsed()
+                table = _parse(text) if early is None else early
             except (pa.ArrowException, UnicodeError, ValueError) as error:
                 changed = _TYPE_CHANGED.match(str(error)) if self.use_json else None
                 path = None

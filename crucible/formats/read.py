@@ -31,16 +31,26 @@ READERS: dict[str, Reader] = {
     "webdataset": read_webdataset,
 }
 
+SHARED: dict[str, Callable[[Path, str, ReadOptions, int], Iterator[pa.RecordBatch]]] = {
+    "json": read_json,
+    "parquet": read_parquet,
+}
+"""Those that can use several threads for one file."""
 
-def read_file(path: Path, name: str, options: ReadOptions) -> Iterator[pa.RecordBatch]:
+
+def read_file(path: Path, name: str, options: ReadOptions, threads: int = 1) -> Iterator[pa.RecordBatch]:
     """The file's rows in order. `name` is what errors call it: its path in the repo.
+
+    The batches are the same for any number of `threads`.
 
     A file that has columns but no rows gives one batch of no rows, so that its schema is known. With `options.columns`
     only those, in that order; one that is missing raises UsageError naming the ones there are.
     """
     if options.builder not in READERS:
         raise UnsupportedFormat(f"{name} ({options.builder})", tuple(READERS))
-    for batch in READERS[options.builder](path, name, options):
+    shared = SHARED.get(options.builder)
+    batches = shared(path, name, options, threads) if shared else READERS[options.builder](path, name, options)
+    for batch in batches:
         yield select_columns(batch, name, options)
 
 
