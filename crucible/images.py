@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
+from functools import cache
 from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,9 @@ from crucible.errors import CorruptFile
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+_PROGRAMS = ("EPS", "IPTC")
+"""Never opened: EPS is a program, which Pillow hands to Ghostscript, and IPTC wraps an image of any format, EPS too."""
 
 _PLAIN_MODES = ("1", "L", "LA", "RGB", "RGBA")
 """What PNG holds; other modes are written as TIFF."""
@@ -38,7 +42,7 @@ def decode_image(value: Any, *, mode: str | None = None, column: str = "image") 
         # a path in a row comes from the repo: opening it would read whatever file of this machine it names
         raise CorruptFile(name, where, "the row has a path but not the bytes of its image")
     try:
-        image: Image = PIL.Image.open(io.BytesIO(content))
+        image: Image = PIL.Image.open(io.BytesIO(content), formats=_formats())
         _refuse_bomb(image)
         image.load()
         if image.getexif().get(PIL.ExifTags.Base.Orientation) is not None:
@@ -48,6 +52,15 @@ def decode_image(value: Any, *, mode: str | None = None, column: str = "image") 
         raise CorruptFile(name, where, f"refused: {error}") from error
     except Exception as error:  # Pillow's readers raise whatever their parsers run into
         raise CorruptFile(name, where, f"not an image Pillow can read ({error!r})") from error
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """The formats that are opened, in Pillow's order."""
+    import PIL.Image
+
+    PIL.Image.init()
+    return tuple(name for name in PIL.Image.ID if name not in _PROGRAMS)
 
 
 class _Bomb(Exception):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,14 @@ import numpy as np
 import PIL.Image
 import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from crucible.dataset import Dataset, IterableDataset
 from crucible.errors import CorruptFile, SchemaConflict, UsageError
 from crucible.feature_types import schema_of
 from crucible.features import ClassLabel, Features, Image, List, Value
+from crucible.images import decode_image
 from tests.fakes.shards import write_split
 from tests.oracle import datasets
 
@@ -222,6 +227,37 @@ def test_a_bomb_is_refused_before_it_is_unpacked(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 5)
     with pytest.raises(CorruptFile, match=r"row 0 .*refused: .*6 pixels"):
         ds[0]
+
+
+def sample(format_: str) -> bytes:
+    out = io.BytesIO()
+    PIL.Image.effect_noise((8, 8), 50).convert("RGB").save(out, format_)
+    return out.getvalue()
+
+
+WHOLE = {name: sample(name) for name in ("PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP", "PPM")}
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.sampled_from(sorted(WHOLE)), st.data())
+def test_damaged_images_end_in_pixels_or_in_our_error(name: str, data: st.DataObject) -> None:
+    content = bytearray(WHOLE[name])
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    del content[data.draw(st.integers(0, len(content))) :]
+    with warnings.catch_warnings(), contextlib.suppress(CorruptFile):
+        warnings.simplefilter("ignore")
+        image = decode_image({"bytes": bytes(content), "path": None})
+        assert isinstance(image, PIL.Image.Image)
+
+
+def test_what_pillow_would_hand_to_a_program_is_not_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(*_: Any, **__: Any) -> None:
+        pytest.fail("Ghostscript was called")
+
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", run)
+    with pytest.raises(CorruptFile, match="not an image"):
+        decode_image({"bytes": sample("EPS"), "path": None})
 
 
 def test_audio_is_carried_and_its_decoding_says_what_it_needs(tmp_path: Path) -> None:
