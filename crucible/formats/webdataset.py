@@ -4,8 +4,7 @@ Grouping, names and types of the fields are those of `datasets`: images, audio, 
 with the name they had, text and numbers and JSON are decoded, anything else stays bytes; `__key__` and `__url__` come
 last. `__url__` is the archive's path in the repo: where `datasets` has the place of its copy on one machine's disk.
 
-The archive is a stream from its first byte to its last, so memory holds one batch of rows. A header that is damaged
-anywhere raises CorruptFile, where `tarfile` by itself would take it for the end.
+The archive is a stream from its first byte to its last, so memory holds one batch of rows.
 """
 
 from __future__ import annotations
@@ -14,10 +13,9 @@ import io
 import json
 import math
 import re
-import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -28,24 +26,14 @@ from crucible.formats.extensions import IMAGE, SOUND, VIDEO
 from crucible.formats.limits import Limits
 from crucible.formats.parquet import BATCH_BYTES, first_line
 from crucible.formats.streams import decompressed, open_bytes
+from crucible.formats.tars import tar_members
 from crucible.refs import ReadOptions
 
 Sample = dict[str, Any]
 
 BATCH_ROWS = 1024
-HEADER_BYTES = 1 << 20
-"""Most that one member's extended header may have: names and attributes, which `tarfile` reads in one go."""
-
 _NAME = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)")
 _FIELD_COMPRESSION = {"gz": "gzip", "bz2": "bz2", "xz": "xz", "zst": "zstd", "lz4": "lz4"}
-_EXTENDED = (
-    tarfile.XHDTYPE,
-    tarfile.XGLTYPE,
-    tarfile.SOLARIS_XHDTYPE,
-    tarfile.GNUTYPE_LONGNAME,
-    tarfile.GNUTYPE_LONGLINK,
-)
-
 _MEDIA_EXTENSIONS: dict[str, str] = {
     # a later kind takes an extension over from an earlier one, as in `datasets`: `.mpeg` is a video
     **dict.fromkeys(("h5", "hdf", *IMAGE.split()), "Image"),
@@ -100,53 +88,10 @@ def _samples(path: Path, name: str, limits: Limits) -> Iterator[tuple[Sample, in
 def _members(path: Path, name: str, limits: Limits) -> Iterator[tuple[str, bytes]]:
     """Names and bytes of the regular files, but for hidden ones."""
 
-    class Strict(_Strict):
-        archive = name
-
-    total = 0
     with open_bytes(path, name) as stream:
-        try:
-            with tarfile.open(fileobj=stream, mode="r|", tarinfo=Strict, bufsize=1 << 18) as tar:
-                for info in tar:
-                    tar.members = []  # type: ignore[attr-defined]  # else it remembers them all
-                    if not info.isreg() or info.name.rpartition("/")[2].startswith((".", "__")):
-                        continue
-                    if info.size < 0:
-                        raise CorruptFile(name, repr(info.name), "has a negative size")
-                    limits.check_row(name, repr(info.name), info.size)
-                    total += info.size
-                    limits.check_unpacked(name, total)
-                    file = tar.extractfile(info)
-                    content = b"" if file is None else file.read()
-                    if len(content) != info.size:
-                        raise CorruptFile(name, repr(info.name), "ends in the middle of this file")
-                    yield info.name, content
-        except (tarfile.TarError, EOFError, ValueError, OverflowError, UnicodeError) as error:
-            raise CorruptFile(name, "", f"not a whole tar archive ({first_line(error)})") from error
-
-
-class _Strict(tarfile.TarInfo):
-    """Headers that `tarfile` would pass over in silence, taking them for the end of the archive, are errors."""
-
-    archive = ""
-
-    @classmethod
-    def fromtarfile(cls, tarfile: tarfile.TarFile) -> Self:
-        offset = int(tarfile.offset)
-        try:
-            return super().fromtarfile(tarfile)
-        except (_HEADERS.InvalidHeaderError, _HEADERS.TruncatedHeaderError, _HEADERS.SubsequentHeaderError) as error:
-            raise CorruptFile(cls.archive, f"byte {offset:,}", f"no tar header ({error})") from error
-
-    @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
-        info = super().frombuf(buf, encoding, errors)
-        if info.size < 0 or (info.type in _EXTENDED and info.size > HEADER_BYTES):
-            raise CorruptFile(cls.archive, "", f"a header of {info.size:,} bytes, at most {HEADER_BYTES:,} are allowed")
-        return info
-
-
-_HEADERS: Any = tarfile  # these errors are not in its stubs
+        for member, content in tar_members(stream, name, limits):
+            if not member.rpartition("/")[2].startswith((".", "__")):
+                yield member, content
 
 
 def _decode(content: bytes, member: str, name: str, limits: Limits) -> tuple[Any, int]:
