@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal
@@ -70,6 +71,27 @@ class Dataset(Split):
                 if row is not SKIPPED:
                     yield row
             first += block.table.num_rows
+
+    def class_encode_column(self, column: str, include_nulls: bool = False) -> Dataset:
+        """The column as a ClassLabel whose names are its distinct values as text, sorted. Reads the column once.
+
+        Nulls stay nulls, or with `include_nulls` are the label `None`.
+        """
+        feature = self.features[column] if column in self.column_names else None
+        if feature is None or "dtype" not in feature or "_type" not in feature or feature["_type"] != "Value":
+            raise UsageError(f"class_encode_column needs a column of plain values, and {column!r} is {feature}")
+        names = {
+            str(value)
+            for table in self.select_columns(column).tables()
+            for value in table.column(0).unique().to_pylist()
+            if include_nulls or value is not None
+        }
+        label = {"names": sorted(names), "_type": "ClassLabel"}
+        target = self._column(column)
+        if target.feature is not None:
+            raise UsageError(f"{column!r} is cast already: class_encode_column comes first")
+        encoded = replace(target, feature=label, named="values and nulls" if include_nulls else "values")
+        return self._shown(tuple(encoded if one == target else one for one in self._columns))
 
     def iter(self, batch_size: int, drop_last_batch: bool = False) -> Iterator[Any]:
         """Dicts of lists of `batch_size` rows."""

@@ -35,6 +35,8 @@ class Column:
     name: str
     feature: Any = None
     """What it is cast to; None: as it is stored."""
+    named: Literal["", "values", "values and nulls"] = ""
+    """The label of a value is its text as Python prints it, also of a number; and of a null, or a null stays one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +220,8 @@ class ViewReader(ShardReader):
         )
         self._shown: pa.Schema | None = None
         self._names = self.schema.names
+        self._view = columns or ()
+        self._encoded = [place for place, column in enumerate(self._view) if column.named]
         if columns is not None and any(one.feature is not None or one.name != one.source for one in columns):
             from crucible.feature_types import schema_of
 
@@ -235,8 +239,23 @@ class ViewReader(ShardReader):
             return table
         from crucible.casts import cast_batch
 
+        for place in self._encoded:
+            table = table.set_column(place, self._names[place], self._labels(table.column(place), place))
         batches = table.rename_columns(self._names).to_batches()
         return pa.Table.from_batches([cast_batch(batch, self._shown, "the split") for batch in batches], self._shown)
+
+    def _labels(self, values: pa.ChunkedArray, place: int) -> pa.ChunkedArray:
+        column = self._view[place]
+        numbers = {name: number for number, name in enumerate(column.feature["names"])}
+        chunks = []
+        for chunk in values.chunks:
+            found = chunk.dictionary_encode("encode")  # a null is a value of its own here
+            mapped = [
+                None if value is None and column.named == "values" else numbers[str(value)]
+                for value in found.dictionary.to_pylist()
+            ]
+            chunks.append(pa.array(mapped, pa.int64()).take(found.indices))
+        return pa.chunked_array(chunks, pa.int64())
 
 
 def located(error: CorruptFile, manifest: Manifest, row: int) -> CorruptFile:

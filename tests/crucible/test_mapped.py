@@ -124,6 +124,37 @@ def test_what_makes_no_sense_is_refused_by_name(both: tuple[Dataset, Any]) -> No
             missing()
 
 
+@pytest.mark.parametrize("include_nulls", [False, True])
+@pytest.mark.parametrize(
+    "values",
+    [
+        pa.array(["b", "a", None, "b", " a"]),
+        pa.array([10, 9, 10, -1], pa.int32()),
+        pa.array([1.0, 0.5, None, 1.0]),
+        pa.array([True, None, False]),
+        pa.array([None, None], pa.string()),
+    ],
+    ids=str,
+)
+def test_distinct_values_become_labels_as_in_datasets(tmp_path: Path, values: pa.Array, include_nulls: bool) -> None:
+    table = pa.table({"other": range(len(values)), "x": values})
+    mine = Dataset(*write_split(tmp_path, [table.slice(0, 1), table.slice(1)], schema=table.schema))
+    theirs = datasets.Dataset(table).class_encode_column("x", include_nulls=include_nulls)
+    encoded = mine.class_encode_column("x", include_nulls=include_nulls)
+    assert encoded.features == json.loads(json.dumps(theirs.features.to_dict()))
+    assert list(encoded) == list(theirs)
+    renamed = encoded.rename_column("x", "z").select_columns("z")
+    assert list(pickle.loads(pickle.dumps(renamed))["z"]) == list(theirs["x"])
+
+
+def test_only_plain_columns_become_labels(both: tuple[Dataset, Any]) -> None:
+    for column in ("c", "d", "nope"):
+        with pytest.raises(UsageError, match="class_encode_column needs a column of plain values"):
+            both[0].class_encode_column(column)
+    with pytest.raises(UsageError, match="comes first"):
+        both[0].cast_column("a", Value("string")).class_encode_column("a")
+
+
 def test_labels_keep_their_names(tmp_path: Path) -> None:
     schema = schema_of({"label": {"names": ["cat", "dog"], "_type": "ClassLabel"}})
     ds = Dataset(*write_split(tmp_path, [pa.table({"label": [1, 0, -1]}, schema=schema)]))
