@@ -7,7 +7,7 @@ batch, under a temporary name until it is whole.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from os import PathLike
@@ -21,7 +21,7 @@ from crucible.iterate import ShardSource, Share, read_blocks
 from crucible.manifest import Manifest
 from crucible.order import EpochOrder, OrderSpec, shard_rows
 from crucible.output import SKIPPED
-from crucible.view import Column, Split, View, located
+from crucible.view import Column, OnError, Split, View, located
 
 if TYPE_CHECKING:
     from crucible.dataset import IterableDataset
@@ -270,7 +270,7 @@ class ColumnView(Sequence[Any]):
 
 
 class DatasetDict(dict[str, Any]):
-    """The splits of a dataset by name."""
+    """The splits of a dataset by name. A transform is that of each split."""
 
     @property
     def num_rows(self) -> dict[str, int]:
@@ -287,6 +287,33 @@ class DatasetDict(dict[str, Any]):
     @property
     def column_names(self) -> dict[str, list[str]]:
         return {name: split.column_names for name, split in self.items()}
+
+    def with_format(self, format: str | None = None) -> DatasetDict:
+        return self._each(lambda split: split.with_format(format))
+
+    def select_columns(self, columns: str | Sequence[str]) -> DatasetDict:
+        return self._each(lambda split: split.select_columns(columns))
+
+    def remove_columns(self, columns: str | Sequence[str]) -> DatasetDict:
+        return self._each(lambda split: split.remove_columns(columns))
+
+    def rename_column(self, original: str, new: str) -> DatasetDict:
+        return self._each(lambda split: split.rename_column(original, new))
+
+    def rename_columns(self, mapping: Mapping[str, str]) -> DatasetDict:
+        return self._each(lambda split: split.rename_columns(mapping))
+
+    def cast(self, features: Mapping[str, Any]) -> DatasetDict:
+        return self._each(lambda split: split.cast(features))
+
+    def cast_column(self, column: str, feature: Any) -> DatasetDict:
+        return self._each(lambda split: split.cast_column(column, feature))
+
+    def decode(self, enable: bool = True, on_error: OnError = "raise") -> DatasetDict:
+        return self._each(lambda split: split.decode(enable, on_error))
+
+    def _each(self, transform: Callable[[Dataset], Dataset]) -> DatasetDict:
+        return DatasetDict({name: transform(split) for name, split in self.items()})
 
 
 def _unpickle_dataset(manifest: Manifest, source: ShardSource, view: View) -> Dataset:

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crucible.dataset import Dataset, IterableDataset
+from crucible.dataset import Dataset, DatasetDict, IterableDataset
 from crucible.errors import CorruptFile, SchemaConflict, UsageError
 from crucible.feature_types import schema_of
 from crucible.features import ClassLabel, Features, Image, List, Value
@@ -302,6 +302,24 @@ def test_audio_is_carried_and_its_decoding_says_what_it_needs(tmp_path: Path) ->
     shard = str(next(tmp_path.glob("*.arrow")))
     theirs = datasets.load_dataset("arrow", data_files=shard, split="train")
     assert theirs.features["audio"] == datasets.Audio(sampling_rate=8000)
+
+
+def test_a_dict_of_splits_transforms_each(both: tuple[Dataset, Any]) -> None:
+    mine = DatasetDict({"train": both[0], "test": both[0]})
+    theirs = datasets.DatasetDict({"train": both[1], "test": both[1]})
+    for look in (
+        lambda splits: splits.select_columns(["b", "a"]),
+        lambda splits: splits.remove_columns("c").rename_column("a", "z"),
+        lambda splits: splits.rename_columns({"a": "b", "b": "a"}).select_columns(["a"]),
+        lambda splits: splits.select_columns("a").cast_column("a", _theirs(splits["test"], Value("string"))),
+    ):
+        assert {name: list(split) for name, split in look(mine).items()} == {
+            name: list(split) for name, split in look(theirs).items()
+        }
+    chosen = mine.select_columns("a")
+    assert (chosen.shape, chosen.num_columns) == ({"train": (10, 1), "test": (10, 1)}, {"train": 1, "test": 1})
+    assert chosen.cast({"a": Value("int8")}).with_format("numpy")["test"][0]["a"] == 0
+    assert chosen.decode(on_error="skip")["train"].skipped == 0
 
 
 def test_streams_take_the_same_views(tmp_path: Path) -> None:
