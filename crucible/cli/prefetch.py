@@ -29,7 +29,8 @@ def command(as_json: bool, quiet: bool, **request: Any) -> None:
 
     Each file is verified while it arrives and converted into Arrow shards. REPO is a dataset's name on the Hub, or a
     folder (./my-repo). Without --address (or RAY_ADDRESS) Ray is started on
-    this machine and ends with the command. What is in the stores already is not fetched again.
+    this machine and ends with the command. What is in the stores already is not fetched again. Of a slice
+    (--split 'train[:10%]') the whole split is brought.
 
     \b
     Example:
