@@ -46,8 +46,8 @@ def plan_splits(
     """`splits` with what their rows have settled, and the items of each. `all_splits` are those of the whole config."""
     if not splits or splits[0].options.builder not in FOLDERS:
         return tuple(splits), tuple(tuple(plan_items(pinned, s, shard_bytes=settings.shard_bytes)) for s in splits)
-    features = splits[0].options.features
-    everything = [replace(split, options=replace(split.options, features=features)) for split in all_splits]
+    asked = replace(splits[0].options, columns=None)  # with what the request itself says
+    everything = [replace(split, options=asked) for split in all_splits]
     settled = settle(pinned, everything, look_inside(repo, pinned))
     limits = Limits(settings.row_bytes, settings.unpacked_bytes)
 

@@ -55,7 +55,7 @@ class Zip:
         infos = {info.filename: info for info in archive.infolist() if not info.is_dir()}
         limits.check_unpacked(name, sum(info.file_size for info in infos.values()))
         for inside in infos:
-            if inside.startswith("/") or "\0" in inside or any(part in ("", ".", "..") for part in inside.split("/")):
+            if inside.startswith("/") or "\0" in inside or any(part in ("", "..") for part in inside.split("/")):
                 raise UnsafePath(name, inside)
         self._infos = {inside: infos[inside] for inside in sorted(filter(_visible, infos), key=_walk_order)}
         self.names = tuple(self._infos)

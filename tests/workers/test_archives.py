@@ -7,6 +7,7 @@ import zipfile
 from contextlib import suppress
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -147,3 +148,17 @@ def test_damage_ends_in_typed_errors(data: st.DataObject, tmp_path: Path) -> Non
     cut = data.draw(st.integers(0, len(content)))
     with suppress(CrucibleError):
         opened(tmp_path, bytes(content[:cut] if data.draw(st.booleans()) else content))
+
+
+def test_arrow_files_and_streams_are_read_beside_each_other(tmp_path: Path) -> None:
+    schema = pa.schema([("a", pa.int64()), ("t", pa.string())])
+    (tmp_path / "repo").mkdir()
+    for number, made in enumerate([pa.ipc.new_stream, pa.ipc.new_file, pa.ipc.new_stream]):
+        with made(tmp_path / "repo" / f"{number}.arrow", schema) as writer:
+            for batch in range(3):
+                writer.write_batch(pa.record_batch({"a": [number, batch], "t": ["x", None]}, schema))
+    expected = theirs(tmp_path / "repo")["train"]
+    found = ours(tmp_path / "repo", tmp_path / "home")["train"]
+    assert features(found) == features(expected)
+    assert found.to_pylist() == expected.to_pylist()
+    assert found.num_rows == 18

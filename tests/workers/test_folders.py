@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import gc
 import io
+import warnings
 import wave
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import pytest
 import crucible
 from crucible.errors import ConversionError, CorruptFile, UnsafePath
 from crucible.workers.convert import schema_of_item
+from tests.oracle import datasets
 from tests.workers.media_cases import Content, png, zipped
 from tests.workers.preparing import features, lay_out, ours, prepared, theirs
 
@@ -225,6 +228,25 @@ def test_many_rows_are_many_items_that_bring_their_files_once(tmp_path: Path) ->
     rows = ours(repo, tmp_path / "again")["train"].to_pylist()
     assert [row["n"] for row in rows] == list(reversed(range(700)))
     assert all(row["image"]["bytes"] == f"{row['n']:04}".encode() * 100 for row in rows)
+
+
+def test_the_settings_of_a_call_count_like_those_of_the_card(tmp_path: Path) -> None:
+    repo = lay_out(
+        tmp_path / "repo",
+        {"cat/1.png": P[0], "dog/2.png": P[1], "notes.csv": "file_name,n\ncat/1.png,5\n"},
+    )
+    assert crucible.load_dataset(str(repo), split="train").column_names == ["image", "label"]
+    assert crucible.load_dataset(str(repo), split="train", drop_labels=True).column_names == ["image"]
+    for name in (str(repo), "imagefolder"):
+        call: dict[str, Any] = {"split": "train", "metadata_filenames": ["notes.csv"]}
+        call["data_files"] = "**" if name == str(repo) else str(repo / "**")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)
+            theirs = datasets.load_dataset(name, cache_dir=str(tmp_path / Path(name).name), **call)
+            gc.collect()
+        ours = crucible.load_dataset(name, **call)
+        assert ours.column_names == theirs.column_names == ["image", "n"]
+        assert list(ours["n"]) == list(theirs["n"]) == [5]
 
 
 def test_a_big_metadata_file_is_not_brought_for_every_few_images(tmp_path: Path) -> None:
