@@ -56,7 +56,7 @@ class RayExecutor:
 
         def start() -> Future[ItemResult]:
             done_at = self._owner.where_done(command.item)
-            node = done_at if done_at in self._weights else command.node
+            node = command.node if done_at is None or done_at not in self._weights else done_at
             # soft: a node that Ray knows to be dead, or does not know yet, gives its work to another by itself
             there = NodeAffinitySchedulingStrategy(node, soft=True)
             spare = self._owner.agent_url(command.spare) if command.spare is not None else None

@@ -95,11 +95,11 @@ class _SecureConnection(Connection, HTTPSConnection):
 
 
 class _Pool(HTTPConnectionPool):
-    ConnectionCls = Connection
+    ConnectionCls: Any = Connection  # urllib3 declares a protocol here that its own classes do not fit
 
 
 class _SecurePool(HTTPSConnectionPool):
-    ConnectionCls = _SecureConnection
+    ConnectionCls: Any = _SecureConnection
 
 
 POOLS: dict[str, type[HTTPConnectionPool]] = {"http": _Pool, "https": _SecurePool}
