@@ -99,15 +99,15 @@ def _configs(repo: str, listed: Any) -> tuple[CardConfig, ...]:
         return ()
     if not isinstance(listed, list):
         raise InvalidCard(repo, CARD, "`configs` must be a list")
-    configs: dict[str, CardConfig] = {}
+    entries: dict[str, dict[str, Any]] = {}
     for entry in listed:
         if not isinstance(entry, dict) or not isinstance(entry.get("config_name"), str):
             raise InvalidCard(repo, CARD, f"each of `configs` needs a `config_name` that is a string, got {entry!r}")
         name = entry["config_name"]
         if not name or any(char in name for char in r"<>:/\|?*"):
             raise InvalidCard(repo, CARD, f"{name!r} cannot be a config's name")
-        configs[name] = _config(repo, name, entry)  # the last of two with one name counts, as in `datasets`
-    return tuple(configs.values())
+        entries[name] = entry  # the last of two with one name counts, as in `datasets`, whatever the first one says
+    return tuple(_config(repo, name, entry) for name, entry in entries.items())
 
 
 def _config(repo: str, name: str, entry: dict[str, Any]) -> CardConfig:

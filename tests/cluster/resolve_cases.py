@@ -177,6 +177,10 @@ CARDS: dict[str, tuple[dict[str, str], str]] = {
         csvs("a.csv", "b.csv"),
         "configs:\n- config_name: m\n  data_files: a.csv\n- config_name: m\n  data_files: b.csv",
     ),
+    "a config name twice, first with a split twice": (
+        csvs("a.csv", "b.csv"),
+        "configs:\n- config_name: m\n  data_files:\n  - split: train\n    path: a.csv\n  - split: train\n    path: b.csv\n- config_name: m\n  data_files: b.csv",
+    ),
     "configs that are no list": (csvs("a.csv"), "configs: {a: 1}"),
     "a config without a name": (csvs("a.csv"), "configs:\n- data_files: a.csv"),
     "a config name with a slash": (csvs("a.csv"), "configs:\n- config_name: a/b\n  data_files: a.csv"),

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from crucible.cluster.catalog import Catalog
 from crucible.cluster.place import SLACK, assign, replica_targets, successor
-from crucible.cluster.plan import file_requests, plan_items
+from crucible.cluster.plan import file_requests, item_requests, plan_items
 from crucible.cluster.resolve import ResolvedSplit
 from crucible.refs import NodeId, ReadOptions, RepoRef, ShardInfo, SourceFile, WorkItem
 
@@ -121,6 +121,13 @@ def test_requests_are_one_resolve_and_a_get_a_part() -> None:
     assert file_requests(SourceFile("a", 100, "0" * 64, True), part_bytes=40, streams=8) == (1, 1)
     assert file_requests(SourceFile("a", 100, "0" * 40, False), part_bytes=1000, streams=8) == (1, 0)
     assert file_requests(SourceFile("a", 0, "0" * 40, False), part_bytes=1000, streams=8) == (0, 0)
+
+
+def test_many_small_lfs_files_of_an_item_are_one_request_each_and_a_few_for_their_links() -> None:
+    small = [SourceFile(f"{n}", 100, f"{n:064x}", True) for n in range(150)]
+    big, regular = SourceFile("b", 3 << 20, "f" * 64, True), SourceFile("r", 100, "0" * 40, False)
+    assert item_requests([*small, big, regular], part_bytes=1 << 20, streams=8) == 2 + 150 + (1 + 3) + 1
+    assert item_requests([*small[:15], big, regular], part_bytes=1 << 20, streams=8) == 15 * 2 + (1 + 3) + 1
 
 
 def test_the_catalog_forgets_a_node_and_keeps_the_others() -> None:

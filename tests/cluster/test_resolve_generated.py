@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from crucible.card import parse_card
@@ -261,7 +261,12 @@ def theirs(folder: Path, names: list[str | None], arguments: dict[str, Any]) -> 
     return found
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
+@settings(  # no shrinking: an example costs 50 ms, and a repo is small as it is
+    max_examples=60,
+    deadline=None,
+    phases=(Phase.explicit, Phase.reuse, Phase.generate),
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+)
 @given(
     paths=PATHS.filter(fits_a_disk),
     card=CARD,
