@@ -52,7 +52,7 @@ class Zip:
 
     def __init__(self, archive: zipfile.ZipFile, name: str, limits: Limits) -> None:
         self._archive, self._name, self._limits = archive, name, limits
-        infos = {info.filename: info for info in archive.infolist() if not info.is_dir()}
+        infos = {info.filename: info for info in archive.infolist() if not info.filename.endswith("/")}
         limits.check_unpacked(name, sum(info.file_size for info in infos.values()))
         for inside in infos:
             if inside.startswith("/") or "\0" in inside or any(part in ("", "..") for part in inside.split("/")):

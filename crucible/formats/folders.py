@@ -278,8 +278,13 @@ class _Reader:
                 for metadata in archive.names:
                     if posixpath.basename(metadata) in self._metadata_names:
                         archive.copy(metadata, self._spool)
-                        for batch in self._joined(metadata, self._spool, (0, None), archive.read, archive.size):
-                            yield name, batch
+                        try:
+                            for batch in self._joined(metadata, self._spool, (0, None), archive.read, archive.size):
+                                yield name, batch
+                        except CorruptFile as error:
+                            if error.path != metadata:
+                                raise
+                            raise CorruptFile(f"{name}/{metadata}", error.where, error.problem) from error
                 return
             held: list[tuple[str, bytes]] = []
             size = 0

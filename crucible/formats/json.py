@@ -106,7 +106,7 @@ def _is_lines(chunk: bytes) -> bool:
     line = next((line for line in chunk.splitlines() if line.strip()), b"")
     try:
         json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         # one line that is broken, or the first of a value's many: a second line that starts a value of its own tells
         return b"\n{" in chunk.strip()
     return True
@@ -283,8 +283,26 @@ class _Parser:
 
 
 def _parse(text: bytes) -> pa.Table:
-    """One block, because pyarrow refuses a value that straddles two; no threads, because a task has one core."""
+    """One block, because pyarrow refuses a value that straddles two; no threads, because a task has one core.
+
+    Raises ValueError for text that is not UTF-8: pyarrow would hand it on as a string, to be met by whoever reads it.
+    """
+    _check_utf8(text)
     options = arrow_json.ReadOptions(block_size=max(len(text), 1), use_threads=False)
     table = whole_lists(arrow_json.read_json(io.BytesIO(text), read_options=options))
     table.validate()
     return table
+
+
+def _check_utf8(text: bytes) -> None:
+    """Raises ValueError. Arrow checks without making a str of it, which for a long row would be four times as big."""
+    ends = pa.array([0, len(text)], pa.int64()).buffers()[1]
+    try:
+        pa.Array.from_buffers(pa.large_binary(), 1, [None, ends, pa.py_buffer(text)]).cast(pa.large_string())
+    except pa.ArrowInvalid:
+        for row, line in enumerate(text.split(b"\n")):
+            try:
+                line.decode()
+            except UnicodeError as error:
+                raise ValueError(f"not UTF-8 ({error}) in row {row}") from None
+        raise

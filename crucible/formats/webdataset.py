@@ -13,6 +13,7 @@ import io
 import json
 import math
 import re
+import tokenize
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,10 @@ def _members(path: Path, name: str, limits: Limits) -> Iterator[tuple[str, bytes
                 yield member, content
 
 
+_UNDECODABLE = (ValueError, RecursionError, OverflowError, MemoryError, EOFError, SyntaxError, tokenize.TokenError)
+"""Tokens: numpy takes the header of an array apart with them."""
+
+
 def _decode(content: bytes, member: str, name: str, limits: Limits) -> tuple[Any, int]:
     """The value of a field, and its size in bytes."""
     rest, _, extension = member.rpartition("/")[2].lower().rpartition(".")
@@ -107,7 +112,7 @@ def _decode(content: bytes, member: str, name: str, limits: Limits) -> tuple[Any
         return decode(content), len(content)
     except UnsupportedFormat:
         raise UnsupportedFormat(f"{name}: {member}", ("txt", "json", "cls", "npy", "media", "bytes")) from None
-    except (ValueError, RecursionError, OverflowError, MemoryError, EOFError, SyntaxError) as error:
+    except _UNDECODABLE as error:
         raise CorruptFile(name, repr(member), f"not what its name says ({first_line(error)})") from error
 
 
