@@ -15,7 +15,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -39,10 +39,12 @@ from crucible.hub.cached import CachedRepo
 from crucible.hub.client import HubRepo, is_folder
 from crucible.hub.gitpack import worth_a_pack
 from crucible.hub.http import HubHttp
+from crucible.parts import LINKED_FILES
 from crucible.refs import NodeId, RepoRef, SourceFile, safe_repo_path
 from crucible.report import Counts, Progress, Tally, TransferEvent
 from crucible.workers.cached import is_right
 from crucible.workers.download import DownloadOptions, bring
+from crucible.workers.links import LINKS_AHEAD, ahead, batching
 from crucible.workers.packed import bring_packed
 from crucible.workers.sources import Source
 from crucible.workers.work import Workplace, hub_sources
@@ -223,9 +225,10 @@ class _Pull:
         big = [group for group in groups.values() if group[0].size > self._settings.part_bytes]
         small = [group for group in groups.values() if group[0].size <= self._settings.part_bytes]
         # threads that take the next of a shared row: a million files are never a million futures
+        asking = ThreadPoolExecutor(LINKS_AHEAD, thread_name_prefix="crucible-links")
         rows = [_Row(big)] * min(len(big), BIG_AT_ONCE)
-        rows += [_Row(self._packed_first(small))] * min(len(small), SMALL_AT_ONCE)
-        with ThreadPoolExecutor(len(rows) or 1, thread_name_prefix="crucible-pull") as pool:
+        rows += [_Row(self._small(small, asking))] * min(len(small), SMALL_AT_ONCE)
+        with asking, ThreadPoolExecutor(len(rows) or 1, thread_name_prefix="crucible-pull") as pool:
             futures = [pool.submit(self._take, row) for row in rows]
             try:
                 for future in futures:
@@ -248,6 +251,21 @@ class _Pull:
         except BaseException:
             self._stop.set()
             raise
+
+    def _small(self, groups: Sequence[list[SourceFile]], asking: Executor) -> Iterator[list[SourceFile]]:
+        """The groups that are to be brought one by one, in what order and with what help."""
+        hub = None if self._settings.offline else batching(self._sources)
+        linked = [group for group in groups if hub is not None and group[0].lfs and 0 < group[0].size < SMALL_BYTES]
+        if hub is None or len(linked) < LINKED_FILES:
+            yield from self._packed_first(groups)
+            return
+        yield from ahead(linked, hub, self._is_missing, asking)
+        done = {group[0].oid for group in linked}
+        yield from self._packed_first([group for group in groups if group[0].oid not in done])
+
+    def _is_missing(self, group: list[SourceFile]) -> bool:
+        """True when the content is to be brought for at least one path, and by the Hub."""
+        return not self._blobs.has(group[0]) and any(self._cache.find(self._repo, file) is None for file in group)
 
     def _packed_first(self, groups: Sequence[list[SourceFile]]) -> Iterator[list[SourceFile]]:
         """The groups that are to be brought one by one: all, or those that no pack can have, then those it had not."""

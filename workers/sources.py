@@ -6,9 +6,11 @@ typed error for what will not. It decides nothing about other sources.
 
 from __future__ import annotations
 
+import logging
 import re
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -17,7 +19,8 @@ from urllib.parse import urljoin
 import httpx
 
 from crucible.errors import ChecksumMismatch, SizeMismatch, SourceUnavailable
-from crucible.hub import wire
+from crucible.hub import lfs, wire
+from crucible.hub.budget import read_limit
 from crucible.hub.client import resolve_url
 from crucible.hub.http import MAX_REDIRECTS, HubHttp, Refusal, named_error, origin, refusal_of, user_agent
 from crucible.refs import RepoRef, SourceFile
@@ -25,6 +28,13 @@ from crucible.report import Tally
 
 _PAST_END = re.compile(r"bytes \*/(\d+)")
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
+BATCH_FAILURES = 2
+"""Broken replies after which no more links are asked for in batches: the way without them is never closed."""
+BATCHES_SPARED = 8
+"""Requests of its quota that batches leave over: more than are under way at once, so that none waits for a window."""
+BAD_LINKS = 16
+"""Links of batches that did not work, in a row, after which none is used any more."""
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +109,7 @@ class HubSource:
 
     The redirect's target is kept per file, so a file in many ranges is resolved once, also when they all begin at the
     same time; a signed link that has expired (401 or 403 from another origin than the Hub's) is resolved anew, once for
-    all of them.
+    all of them. Links to small files may be asked for before, many in one request: `prime`. Such a link is used once.
 
     Concurrency: usable from any number of threads.
     """
@@ -110,12 +120,52 @@ class HubSource:
         self._links: dict[str, str] = {}
         self._lock = threading.Lock()
         self._resolving: dict[str, threading.Lock] = {}
+        self._primed: dict[str, str] = {}
+        self._batches_left, self._bad_links, self._no_batches_until = BATCH_FAILURES, 0, 0.0
+
+    def prime(self, files: Sequence[SourceFile]) -> None:
+        """Ask for the links of a batch (`crucible.parts.link_batches`) in one request. Each is used once.
+
+        Never raises: whatever gets no link is resolved when it is opened. A Hub that has no batches is not asked again,
+        one that is broken now only once more, one that will have to be waited for not before the time that it said.
+        """
+        if self._batches_left <= 0 or time.monotonic() < self._no_batches_until or self._http.settings.offline:
+            return
+        try:
+            found = lfs.links(self._http, self._repo, files, self._hear)
+        except Refusal as refusal:
+            self._batches_left -= 1 if refusal.retryable else BATCH_FAILURES
+            _log.info("%s: no links from %s (%s); asking file by file", self._repo, self.name, refusal.reason)
+            return
+        if not found:
+            self._batches_left = 0
+        with self._lock:
+            if self._bad_links < BAD_LINKS:
+                self._primed |= {file.path: found[file.oid] for file in files if file.oid in found}
+
+    def _hear(self, headers: Mapping[str, str]) -> None:
+        """A quota that is nearly used up is left alone: resolving spends another one, and goes on meanwhile."""
+        limit = read_limit(headers)
+        if limit is not None and limit.remaining < BATCHES_SPARED:
+            self._no_batches_until = time.monotonic() + limit.reset_s
 
     @contextmanager
     def open(self, file: SourceFile, start: int, stop: int) -> Iterator[Body]:
         headers = {"range": f"bytes={start}-{stop - 1}"} if (start, stop) != (0, file.size) else {}
         with self._lock:
+            primed = self._primed.pop(file.path, None)
             resolving = self._resolving.setdefault(file.path, threading.Lock())
+        if primed is not None:
+            works = False
+            try:
+                with self._http.stream(primed, headers) as response:
+                    if response.status_code in (200, 206):
+                        works = True
+                        yield body_of(response, file, start)
+                        return
+            finally:
+                self._judge_link(works)
+            # expired, or no address of it: the Hub is asked as ever
         with ExitStack() as stack:
             held = ExitStack()  # who resolves lets the others wait until it has a link, or a body
             stack.enter_context(held)
@@ -140,6 +190,13 @@ class HubSource:
                     yield body_of(response, file, start)
                     return
             raise Refusal(None, {}, f"more than {MAX_REDIRECTS} redirects")
+
+    def _judge_link(self, works: bool) -> None:
+        with self._lock:
+            self._bad_links = 0 if works else self._bad_links + 1
+            if self._bad_links >= BAD_LINKS:
+                self._batches_left = 0
+                self._primed.clear()
 
     def _check(self, file: SourceFile, response: httpx.Response) -> None:
         """The redirect of an LFS file says which content it leads to: another one is not worth a byte."""

@@ -24,10 +24,12 @@ from crucible.hub.client import is_folder
 from crucible.hub.governor import Governor
 from crucible.hub.http import HubHttp, Refusal
 from crucible.manifest import pack_schema
+from crucible.parts import link_batches
 from crucible.refs import NodeId, RepoRef, ShardInfo, SourceFile, WorkItem, safe_repo_path
 from crucible.report import ItemResult, Observer, Tally, TransferEvent, unobserved
 from crucible.workers.cached import cached_copy, is_right
 from crucible.workers.download import DownloadOptions, Spare, bring
+from crucible.workers.links import batching
 from crucible.workers.sources import Body, HubSource, PeerSource, Source
 from crucible.workers.xet import having, xet_source
 
@@ -197,6 +199,10 @@ def _bring(item: WorkItem, place: Workplace, folder: Path, tally: Tally) -> list
         if len(item.files) == 1:
             return [get(0, item.files[0])]
         with ThreadPoolExecutor(FILES_AT_ONCE, thread_name_prefix="crucible-download") as pool:
+            missing = [f for f in item.files if cache.find(item.repo, f) is None and not blobs.has(f)]
+            if (hub := batching(sources)) is not None:
+                # all links before the first file: one that had to wait for its own would sooner ask for itself
+                list(pool.map(hub.prime, link_batches(missing)))
             futures = [pool.submit(get, number, file) for number, file in enumerate(item.files)]
             try:
                 return [future.result() for future in futures]

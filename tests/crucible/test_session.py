@@ -198,18 +198,21 @@ def test_sizes_are_read_as_people_write_them(text: str, size: int) -> None:
     assert parse_size(text, "X") == size
 
 
-@pytest.mark.parametrize("page_size", [1, 3, 1000])
+@pytest.mark.parametrize(("page_size", "small"), [(1, 0), (3, 0), (1000, 0), (1000, 120)])
 def test_the_plan_equals_what_the_run_then_counts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, page_size: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, page_size: int, small: int
 ) -> None:
-    """LFS files in parts, regular files, an empty file, a card, several pages: requests, bytes and rows to the last."""
+    """LFS files in parts, small ones (few, and many), a card, several pages: requests, bytes and rows to the last."""
     with FaultyHub(tmp_path / "h", options=HubOptions(page_size=page_size)) as hub:
         files: dict[str, bytes | Path] = {"README.md": b"---\nlicense: mit\n---\n"}
         rows = 0
         for number in range(5):
             count = 700 + 333 * number if number < 4 else 60_000  # the last one comes in parts
-            files[f"data/train-{number:05d}-of-00005.parquet"] = parquet(tmp_path, count, f"p{number}")
+            files[f"data/train-{number:05d}-of-{5 + small:05d}.parquet"] = parquet(tmp_path, count, f"p{number}")
             rows += count
+        for number in range(5, 5 + small):  # links to these come in batches
+            files[f"data/train-{number:05d}-of-{5 + small:05d}.parquet"] = parquet(tmp_path, number, f"s{number}")
+            rows += number
         hub.import_files("org/planned", files)
         monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
         monkeypatch.setenv("CRUCIBLE_PART_BYTES", "300000")
@@ -218,6 +221,7 @@ def test_the_plan_equals_what_the_run_then_counts(
         hub.clear_log()
         loaded = crucible.load_dataset("org/planned", split="train", streaming=True)
         assert plan.requests == len(hub.log)
+        assert bool(hub.requests("*/info/lfs/objects/batch")) == bool(small)
         assert (plan.rows, plan.rows_from) == (loaded.num_rows, "footers") == (rows, "footers")
         assert plan.source_bytes == sum(node.hub_bytes for node in plan.nodes) == hub.bytes_sent()
         assert [len(loaded.shard(rank, 6)) for rank in range(6)] == [count for count, _ in plan.ranks]

@@ -24,6 +24,7 @@ from .api import answer
 from .blob import BlobResponse, MadeResponse, blob_reply
 from .call import Call, Hub
 from .git import git_reply
+from .lfs import CONTENT_TYPE, batch
 from .log import Entry, Origin, RequestLog, RequestRecord
 from .ratelimit import RateLimiter, bucket_of
 from .resolve import Bytes, resolve
@@ -71,7 +72,7 @@ def hub_app(hub: Hub, log: RequestLog, middlewares: Sequence[Middleware], cdn_po
                 text=f"Temporary Redirect. Redirecting to {redirect.location}",
                 headers={"Location": redirect.location},
             )
-        if reply.status == 401 and parse(raw_path(request)).kind == "git":
+        if reply.status == 401 and parse(raw_path(request)).kind in ("git", "lfs"):
             reply.headers["WWW-Authenticate"] = 'Basic realm="a crucible Hub: any name, and a token as the password"'
         reply.headers.update(verdict.headers)
         return reply
@@ -105,6 +106,9 @@ def hub_app(hub: Hub, log: RequestLog, middlewares: Sequence[Middleware], cdn_po
             protocol, asked = request.headers.get("Git-Protocol", ""), await request.read()
             made = await asyncio.to_thread(git_reply, call, protocol, asked)
             return MadeResponse(made.pieces, headers=made.headers)
+        if route.kind == "lfs":
+            told = await asyncio.to_thread(batch, call)
+            return web.json_response(told, content_type=CONTENT_TYPE)
         if route.kind == "page":
             return web.Response(text="A crucible Hub. Point HF_ENDPOINT here; there are no pages for people.\n")
         said = await asyncio.to_thread(answer, call)
@@ -220,7 +224,7 @@ def _bases(hub: Hub, request: web.Request, cdn_port: int) -> tuple[str, str]:
 async def _body(request: web.Request) -> Mapping[str, Any]:
     if request.method != "POST":
         return {}
-    if request.content_type == "application/json":
+    if request.content_type in ("application/json", CONTENT_TYPE):
         try:
             body = await request.json()
         except (json.JSONDecodeError, UnicodeDecodeError):

@@ -22,8 +22,9 @@ import shutil
 import tempfile
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
 
 from filelock import FileLock
@@ -272,6 +273,20 @@ class Repo:
 
     def snapshot(self, commit_id: str) -> Snapshot:
         return self.store.snapshot(self, self.commit(commit_id).tree)
+
+    def lfs_files(self, wanted: Collection[str]) -> dict[str, FileEntry]:
+        """sha256 -> a file of that content, of those of `wanted` that are LFS files of any commit; branches first."""
+        found: dict[str, FileEntry] = {}
+        trees: set[str] = set()
+        heads = sorted(set(self.refs().targets.values()))
+        for commit_id in chain(heads, sorted(os.listdir(self.folder / "commits")) if heads else ()):
+            if len(found) == len(wanted):
+                break
+            if (tree := self.commit(commit_id).tree) not in trees:
+                trees.add(tree)
+                known = self.store.snapshot(self, tree).lfs
+                found |= {oid: known[oid] for oid in wanted if oid in known and oid not in found}
+        return found
 
     def read_tree(self, tree: str) -> Iterator[FileEntry]:
         with (self.folder / "trees" / tree).open("rb") as stream:

@@ -14,9 +14,10 @@ from crucible.refs import RepoType
 
 from .names import REPO_TYPES
 
-Kind = Literal["list", "repo", "file", "cached-file", "git", "whoami", "validate-yaml", "page", "unknown"]
+Kind = Literal["list", "repo", "file", "cached-file", "git", "lfs", "whoami", "validate-yaml", "page", "unknown"]
 VERBS = frozenset({"revision", "tree", "paths-info", "refs", "commits", "auth-check"})
 GIT_VERBS = frozenset({"info/refs", "git-upload-pack", "git-receive-pack"})
+LFS_VERBS = frozenset({"info/lfs/objects/batch"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +52,9 @@ def parse(raw_path: str) -> Route:
         if len(parts) > stop + 2 and parts[stop] == "resolve":
             repo_id, path = "/".join(parts[start:stop]), "/".join(parts[stop + 2 :])
             return Route("file", repo_type, repo_id, "resolve", parts[stop + 1], path, (start, stop))
-        if (verb := "/".join(parts[stop:])) in GIT_VERBS:
+        if (verb := "/".join(parts[stop:])) in GIT_VERBS | LFS_VERBS:
             repo_id = "/".join(parts[start:stop]).removesuffix(".git")
-            return Route("git", repo_type, repo_id, verb, repo_at=(start, stop))
+            return Route("git" if verb in GIT_VERBS else "lfs", repo_type, repo_id, verb, repo_at=(start, stop))
     return Route("page", path="/".join(parts))
 
 

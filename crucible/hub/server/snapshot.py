@@ -6,6 +6,7 @@ import hashlib
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +87,11 @@ class Snapshot:
 
     def __len__(self) -> int:
         return len(self.files)
+
+    @cached_property
+    def lfs(self) -> dict[str, FileEntry]:
+        """The LFS files by their content; of several with the same, one."""
+        return {file.sha256: file for file in self.files if file.lfs}
 
     def trees(self) -> Iterator[bytes]:
         """git's tree object of each folder, the whole tree's first."""
