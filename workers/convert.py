@@ -61,7 +61,7 @@ def convert(
     threads = usable_threads() if threads is None else threads
 
     def read(path: Path, name: str, options: ReadOptions) -> Iterator[pa.RecordBatch]:
-        return read_file(path, name, options, threads if path.stat().st_size >= SHARED_BYTES else 1)
+        return read_file(path, name, options, threads if path.stat().st_size >= SHARED_BYTES else 1, limits)
 
     names = [file.path for file in item.files]
     with Drafts(folder, beside=threads > 1 and item.size >= SHARED_BYTES) as drafts:

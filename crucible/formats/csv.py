@@ -21,6 +21,7 @@ from pyarrow import csv as arrow_csv
 from crucible.casts import is_text
 from crucible.errors import CorruptFile, UnsupportedFormat
 from crucible.feature_types import Feature, arrow_type, parse_features
+from crucible.formats.limits import MOST_BYTES, Limits
 from crucible.formats.parquet import first_line
 from crucible.formats.streams import open_bytes
 from crucible.refs import ReadOptions
@@ -45,11 +46,11 @@ _FLOAT = r"(?i)^[+-]?(?:[0-9]+\.?[0-9]*(?:e[+-]?[0-9]+)?|\.[0-9]+(?:e[+-]?[0-9]+
 _BOOLEANS = pa.array(["true", "false"], pa.large_string())
 
 
-def read_csv(path: Path, name: str, options: ReadOptions) -> Iterator[pa.RecordBatch]:
+def read_csv(path: Path, name: str, options: ReadOptions, limits: Limits | None = None) -> Iterator[pa.RecordBatch]:
     unknown = sorted(key for key, _ in options.params if key not in _SUPPORTED)
     if unknown:
         raise UnsupportedFormat(f"{name} (csv with {', '.join(unknown)})", sorted(_SUPPORTED))
-    dialect = _Dialect(options)
+    dialect = _Dialect(options, limits or Limits())
     names, skip = _header(path, name, dialect, options)
     declared = parse_features(options.features) if options.features is not None else None
     columns = {
@@ -68,7 +69,8 @@ def read_csv(path: Path, name: str, options: ReadOptions) -> Iterator[pa.RecordB
 
 
 class _Dialect:
-    def __init__(self, options: ReadOptions) -> None:
+    def __init__(self, options: ReadOptions, limits: Limits) -> None:
+        self.row_bytes = min(limits.row_bytes, MOST_BYTES)
         self.delimiter = options.param("delimiter") or options.param("sep", ",")
         self.quote = options.param("quotechar", '"')
         self.double = options.param("doublequote", True)
@@ -91,7 +93,7 @@ class _Dialect:
 
     def rows(self, text: io.TextIOWrapper) -> Iterator[list[str]]:
         """Records by Python's csv, blank lines left out."""
-        csv.field_size_limit(1 << 30)
+        csv.field_size_limit(self.row_bytes)
         for _ in range(self.skip_rows):
             text.readline()
         reader = csv.reader(
@@ -112,7 +114,7 @@ def _header(path: Path, name: str, dialect: _Dialect, options: ReadOptions) -> t
         try:
             first = next(dialect.rows(text), None)
         except (csv.Error, UnicodeError) as error:
-            raise CorruptFile(name, "its header", str(error)) from error
+            raise CorruptFile(name, "its header", _problem(error)) from error
     if first is None:
         raise CorruptFile(name, "byte 0", "is empty: a csv file has at least its header")
     if header is None:
@@ -203,9 +205,14 @@ def _slow(
                     yield _batch(pending, width)
                     pending = []
         except (csv.Error, UnicodeError) as error:
-            raise CorruptFile(name, f"row {max(number, 0):,}", first_line(error)) from error
+            raise CorruptFile(name, f"row {max(number, 0):,}", _problem(error)) from error
     if pending:
         yield _batch(pending, width)
+
+
+def _problem(error: Exception) -> str:
+    advice = "; set CRUCIBLE_ROW_BYTES higher if its quotes are right" if "field limit" in str(error) else ""
+    return first_line(error) + advice
 
 
 def _batch(rows: list[list[str]], width: int) -> pa.RecordBatch:

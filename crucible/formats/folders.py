@@ -64,7 +64,11 @@ FOLDERS: Mapping[str, FolderKind] = {
     "videofolder": _kind("video", VIDEO),
 }
 
-METADATA_READERS = {".csv": (read_csv, "csv"), ".jsonl": (read_json, "json"), ".parquet": (read_parquet, "parquet")}
+METADATA_READERS: Mapping[str, tuple[Callable[..., Iterator[pa.RecordBatch]], str]] = {
+    ".csv": (read_csv, "csv"),
+    ".jsonl": (read_json, "json"),
+    ".parquet": (read_parquet, "parquet"),
+}
 _BATCH_ROWS = 1024
 
 

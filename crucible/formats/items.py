@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -25,14 +26,15 @@ def read_item(
     options: ReadOptions,
     folder: Path,
     limits: Limits | None = None,
-    read: Reader = read_file,
+    read: Reader | None = None,
 ) -> Iterator[tuple[str, pa.RecordBatch]]:
     """The rows of the files `names`, whose bytes are at `paths`, in order; each batch with the name errors call it.
 
-    Files of formats that need no other file are read by `read`.
+    Files of formats that need no other file are read by `read`; by default that is `read_file` within the same limits.
     `folder` is on a disk with room for a file from inside an archive, of which one at a time is unpacked there.
     """
     limits = limits or Limits()
+    read = read or partial(read_file, limits=limits)
     spool = folder / "unpacked"
     try:
         if options.builder in FOLDERS:

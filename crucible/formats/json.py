@@ -23,9 +23,10 @@ from crucible.errors import CorruptFile, SchemaConflict
 from crucible.feature_types import features_of, parse_features, schema_of
 from crucible.formats import mixed
 from crucible.formats.ahead import made_in_order
+from crucible.formats.limits import Limits
 from crucible.formats.nulls import whole_lists
 from crucible.formats.parquet import first_line
-from crucible.formats.streams import open_bytes
+from crucible.formats.streams import open_bytes, rest_of_line
 from crucible.refs import ReadOptions
 
 CHUNK = 10 << 20
@@ -39,7 +40,9 @@ _ROW = re.compile(r"in row (\d+)")
 _SPACE = re.compile(r"[ \t\r\n]*")
 
 
-def read_json(path: Path, name: str, options: ReadOptions, threads: int = 1) -> Iterator[pa.RecordBatch]:
+def read_json(
+    path: Path, name: str, options: ReadOptions, threads: int = 1, limits: Limits | None = None
+) -> Iterator[pa.RecordBatch]:
     """Chunks are unpacked by one thread and parsed by `threads` others; their types are settled here, in order."""
     with open_bytes(path, name) as raw:
         file = _as_utf8(raw, name, options)
@@ -47,7 +50,7 @@ def read_json(path: Path, name: str, options: ReadOptions, threads: int = 1) -> 
         if head.startswith(codecs.BOM_UTF8):
             file.read(len(codecs.BOM_UTF8))
         parser = _Parser(name, options)
-        yield from parser.batches(_chunks(file, name, options.param("field"), parser), threads)
+        yield from parser.batches(_chunks(file, name, options.param("field"), parser, limits or Limits()), threads)
 
 
 def _as_utf8(file: io.BufferedReader, name: str, options: ReadOptions) -> io.BufferedReader:
@@ -79,26 +82,26 @@ class _Recoded(io.RawIOBase):
         return len(part)
 
 
-def _chunks(file: io.BufferedReader, name: str, field: str | None, parser: _Parser) -> Iterator[bytes]:
+def _chunks(file: io.BufferedReader, name: str, field: str | None, parser: _Parser, limits: Limits) -> Iterator[bytes]:
     """Whole lines of JSON, about CHUNK bytes at a time, whichever form the file has."""
     if field is not None:
         yield from _field(file, name, field)
         return
     first = file.read(CHUNK)
     if first.lstrip()[:1] == b"[":
-        yield from _lines_of(_as_rows(_values(io.BytesIO(first), file, name, array=True)))
+        yield from _lines_of(_as_rows(_values(io.BytesIO(first), file, name, limits, array=True)))
         return
-    first += file.readline()
+    first += rest_of_line(file, name, limits)
     if first.lstrip()[:1] == b"{" and not _is_lines(first):
         # values that span lines: they are taken apart one by one, because a chunk may end inside one
         parser.compare_keys = False  # `datasets` compares the keys of structs only where a line is a value
-        yield from _lines_of(_values(io.BytesIO(first), file, name, array=False))
+        yield from _lines_of(_values(io.BytesIO(first), file, name, limits, array=False))
         return
     chunk = first
     while chunk:
         yield chunk
         chunk = file.read(CHUNK)
-        chunk += file.readline() if chunk else b""
+        chunk += rest_of_line(file, name, limits) if chunk else b""
 
 
 def _is_lines(chunk: bytes) -> bool:
@@ -143,7 +146,7 @@ def _lines_of(rows: Iterable[Any]) -> Iterator[bytes]:
         yield "\n".join(lines).encode("utf-8", "surrogatepass")
 
 
-def _values(first: io.BytesIO, rest: io.BufferedReader, name: str, *, array: bool) -> Iterator[Any]:
+def _values(first: io.BytesIO, rest: io.BufferedReader, name: str, limits: Limits, *, array: bool) -> Iterator[Any]:
     """The values of one array, or values one after the other. Holds a chunk, or one value if that is bigger."""
     decoder, text, at, done, count, want = json.JSONDecoder(), "", 0, False, 0, 1 << 20
     decode = codecs.getincrementaldecoder("utf-8")()
@@ -182,6 +185,7 @@ def _values(first: io.BytesIO, rest: io.BufferedReader, name: str, *, array: boo
         if done:
             break
         text, at = text[at:], 0
+        limits.check_row(name, f"value {count:,}", len(text))
         want = max(1 << 20, len(text))  # doubles while one value does not fit, so that a big value costs no square
         data = first.read(want) or rest.read(want)
         done = not data

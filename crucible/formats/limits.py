@@ -15,7 +15,8 @@ class Limits:
     """Bounds on what archives and media files become in memory and on disk."""
 
     row_bytes: int = 1 << 30
-    """Bytes of one file that becomes a value, and of all the files of one row. Such a row is held in memory."""
+    """Bytes of one file that becomes a value, of all the files of one row, and of a line of JSON or text, a field of
+    CSV or an item of a JSON array. Such a row is held in memory, a long text up to ten times over when parsed."""
     unpacked_bytes: int = 64 << 30
     """What the files inside one archive may come to. Real archives of data stay far below, bombs do not."""
 

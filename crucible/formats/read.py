@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -15,6 +16,7 @@ from crucible.errors import UnsupportedFormat, UsageError
 from crucible.formats.arrow import read_arrow
 from crucible.formats.csv import read_csv
 from crucible.formats.json import read_json
+from crucible.formats.limits import Limits
 from crucible.formats.parquet import read_parquet
 from crucible.formats.text import read_text
 from crucible.formats.webdataset import read_webdataset
@@ -22,7 +24,7 @@ from crucible.refs import ReadOptions
 
 Reader = Callable[[Path, str, ReadOptions], Iterator[pa.RecordBatch]]
 
-READERS: dict[str, Reader] = {
+READERS: dict[str, Callable[..., Iterator[pa.RecordBatch]]] = {
     "arrow": read_arrow,
     "csv": read_csv,
     "json": read_json,
@@ -31,26 +33,28 @@ READERS: dict[str, Reader] = {
     "webdataset": read_webdataset,
 }
 
-SHARED: dict[str, Callable[[Path, str, ReadOptions, int], Iterator[pa.RecordBatch]]] = {
-    "json": read_json,
-    "parquet": read_parquet,
-}
+SHARED = frozenset(("json", "parquet"))
 """Those that can use several threads for one file."""
+BOUNDED = frozenset(("csv", "json", "text", "webdataset"))
+"""Those whose files do not say before it is read how big a row is."""
 
 
-def read_file(path: Path, name: str, options: ReadOptions, threads: int = 1) -> Iterator[pa.RecordBatch]:
+def read_file(
+    path: Path, name: str, options: ReadOptions, threads: int = 1, limits: Limits | None = None
+) -> Iterator[pa.RecordBatch]:
     """The file's rows in order. `name` is what errors call it: its path in the repo.
 
-    The batches are the same for any number of `threads`.
+    The batches are the same for any number of `threads`. A row bigger than `limits` has it raises CorruptFile.
 
     A file that has columns but no rows gives one batch of no rows, so that its schema is known. With `options.columns`
     only those, in that order; one that is missing raises UsageError naming the ones there are.
     """
     if options.builder not in READERS:
         raise UnsupportedFormat(f"{name} ({options.builder})", tuple(READERS))
-    shared = SHARED.get(options.builder)
-    batches = shared(path, name, options, threads) if shared else READERS[options.builder](path, name, options)
-    for batch in batches:
+    more: dict[str, Any] = {"threads": threads} if options.builder in SHARED else {}
+    if options.builder in BOUNDED:
+        more["limits"] = limits
+    for batch in READERS[options.builder](path, name, options, **more):
         yield select_columns(batch, name, options)
 
 

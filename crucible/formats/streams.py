@@ -77,6 +77,13 @@ def _open(path: Path | io.BytesIO, compression: str | None) -> IO[bytes] | Any:
     return path.open("rb") if isinstance(path, Path) else path
 
 
+def rest_of_line(file: Any, name: str, limits: Limits) -> Any:
+    """What is left of a line, of bytes or of text. Raises CorruptFile if that is more than a row may have."""
+    line = file.readline(limits.row_bytes + 1)
+    limits.check_row(name, "a line of it", len(line))
+    return line
+
+
 def decompressed(content: bytes, compression: str, name: str, limits: Limits) -> bytes:
     """`content` unpacked, if that is not more than a row may have. Raises CorruptFile."""
     inner = _open(io.BytesIO(content), compression)

@@ -3,32 +3,37 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
 
 from crucible.errors import CorruptFile, UnsupportedFormat
 from crucible.feature_types import parse_features
-from crucible.formats.streams import open_bytes
+from crucible.formats.limits import Limits
+from crucible.formats.streams import open_bytes, rest_of_line
 from crucible.refs import ReadOptions
+
+Rest = Callable[[io.TextIOWrapper], str]
 
 CHUNK = 10 << 20
 """Characters read at a time."""
 
 
-def read_text(path: Path, name: str, options: ReadOptions) -> Iterator[pa.RecordBatch]:
+def read_text(path: Path, name: str, options: ReadOptions, limits: Limits | None = None) -> Iterator[pa.RecordBatch]:
     """Line ends of all three kinds count, as in Python's text mode. Bytes that do not decode raise CorruptFile."""
     encoding = options.param("encoding", "utf-8")
     column = next(iter(parse_features(options.features)), "text") if options.features else "text"
     split = {"line": _lines, "paragraph": _paragraphs, "document": _document}.get(options.param("sample_by", "line"))
     if split is None:
         raise UnsupportedFormat(f"{name} (sample_by {options.param('sample_by')!r})", ("line", "paragraph", "document"))
+    rest = partial(rest_of_line, name=name, limits=limits or Limits())
     keep = bool(options.param("keep_linebreaks", False))
     rows = 0
     with io.TextIOWrapper(open_bytes(path, name), encoding=encoding, errors=options.param("encoding_errors")) as file:
         try:
-            for texts in split(file, keep):
+            for texts in split(file, keep, rest):
                 if texts:
                     rows += len(texts)
                     yield pa.RecordBatch.from_arrays([pa.array(texts, pa.string())], names=[column])
@@ -36,9 +41,9 @@ def read_text(path: Path, name: str, options: ReadOptions) -> Iterator[pa.Record
             raise CorruptFile(name, f"after row {rows:,}", f"not {encoding} ({error})") from error
 
 
-def _lines(file: io.TextIOWrapper, keep: bool) -> Iterator[list[str]]:
+def _lines(file: io.TextIOWrapper, keep: bool, rest_of: Rest) -> Iterator[list[str]]:
     while chunk := file.read(CHUNK):
-        chunk += file.readline()
+        chunk += rest_of(file)
         lines = chunk.split("\n")
         ended = lines.pop() if lines[-1] == "" else None
         if keep:
@@ -48,15 +53,15 @@ def _lines(file: io.TextIOWrapper, keep: bool) -> Iterator[list[str]]:
             yield lines
 
 
-def _paragraphs(file: io.TextIOWrapper, _keep: bool) -> Iterator[list[str]]:
+def _paragraphs(file: io.TextIOWrapper, _keep: bool, rest_of: Rest) -> Iterator[list[str]]:
     rest = ""
     while chunk := file.read(CHUNK):
-        parts = (rest + chunk + file.readline()).split("\n\n")
+        parts = (rest + chunk + rest_of(file)).split("\n\n")
         rest = parts.pop()
         yield [part for part in parts if part]
     if rest:
         yield [rest]
 
 
-def _document(file: io.TextIOWrapper, _keep: bool) -> Iterator[list[str]]:
+def _document(file: io.TextIOWrapper, _keep: bool, _rest: Rest) -> Iterator[list[str]]:
     yield [file.read()]
