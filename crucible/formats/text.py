@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,8 +14,6 @@ from crucible.feature_types import parse_features
 from crucible.formats.limits import Limits
 from crucible.formats.streams import open_bytes, rest_of_line
 from crucible.refs import ReadOptions
-
-Rest = Callable[[io.TextIOWrapper], str]
 
 CHUNK = 10 << 20
 """Characters read at a time."""
@@ -28,12 +26,12 @@ def read_text(path: Path, name: str, options: ReadOptions, limits: Limits | None
     split = {"line": _lines, "paragraph": _paragraphs, "document": _document}.get(options.param("sample_by", "line"))
     if split is None:
         raise UnsupportedFormat(f"{name} (sample_by {options.param('sample_by')!r})", ("line", "paragraph", "document"))
-    rest = partial(rest_of_line, name=name, limits=limits or Limits())
+    bounds = _Bounds(name, limits or Limits())
     keep = bool(options.param("keep_linebreaks", False))
     rows = 0
     with io.TextIOWrapper(open_bytes(path, name), encoding=encoding, errors=options.param("encoding_errors")) as file:
         try:
-            for texts in split(file, keep, rest):
+            for texts in split(file, keep, bounds):
                 if texts:
                     rows += len(texts)
                     yield pa.RecordBatch.from_arrays([pa.array(texts, pa.string())], names=[column])
@@ -41,9 +39,15 @@ def read_text(path: Path, name: str, options: ReadOptions, limits: Limits | None
             raise CorruptFile(name, f"after row {rows:,}", f"not {encoding} ({error})") from error
 
 
-def _lines(file: io.TextIOWrapper, keep: bool, rest_of: Rest) -> Iterator[list[str]]:
+@dataclass(frozen=True, slots=True)
+class _Bounds:
+    name: str
+    limits: Limits
+
+
+def _lines(file: io.TextIOWrapper, keep: bool, bounds: _Bounds) -> Iterator[list[str]]:
     while chunk := file.read(CHUNK):
-        chunk += rest_of(file)
+        chunk += rest_of_line(file, bounds.name, bounds.limits)
         lines = chunk.split("\n")
         ended = lines.pop() if lines[-1] == "" else None
         if keep:
@@ -53,15 +57,18 @@ def _lines(file: io.TextIOWrapper, keep: bool, rest_of: Rest) -> Iterator[list[s
             yield lines
 
 
-def _paragraphs(file: io.TextIOWrapper, _keep: bool, rest_of: Rest) -> Iterator[list[str]]:
+def _paragraphs(file: io.TextIOWrapper, _keep: bool, bounds: _Bounds) -> Iterator[list[str]]:
     rest = ""
     while chunk := file.read(CHUNK):
-        parts = (rest + chunk + rest_of(file)).split("\n\n")
+        parts = (rest + chunk + rest_of_line(file, bounds.name, bounds.limits)).split("\n\n")
         rest = parts.pop()
+        bounds.limits.check_row(bounds.name, "a paragraph of it", len(rest))
         yield [part for part in parts if part]
     if rest:
         yield [rest]
 
 
-def _document(file: io.TextIOWrapper, _keep: bool, _rest: Rest) -> Iterator[list[str]]:
-    yield [file.read()]
+def _document(file: io.TextIOWrapper, _keep: bool, bounds: _Bounds) -> Iterator[list[str]]:
+    text = file.read(bounds.limits.row_bytes + 1)
+    bounds.limits.check_row(bounds.name, "", len(text))
+    yield [text]

@@ -17,6 +17,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from crucible.errors import CorruptFile
+from crucible.formats.limits import Limits
+from crucible.formats.read import read_file
+from crucible.refs import ReadOptions
+
 MIB = 1 << 20
 
 CHILD = """
@@ -159,6 +164,15 @@ def test_a_long_row_is_a_row_or_an_error_that_says_which_bound_it_needs(key: str
     assert said["error"] == "CorruptFile"
     assert name in said["says"]
     assert "set CRUCIBLE_ROW_BYTES higher" in said["says"]
+
+
+@pytest.mark.parametrize("sample_by", ["line", "paragraph", "document"])
+def test_a_long_text_is_bounded_however_it_is_cut(sample_by: str, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("x" * (30 * MIB) if sample_by == "line" else ("y" * 99 + "\n") * 300_000)
+    options = ReadOptions("text", (("sample_by", json.dumps(sample_by)),))
+    assert sum(batch.num_rows for batch in read_file(tmp_path / "a.txt", "a.txt", options)) == 1
+    with pytest.raises(CorruptFile, match=r"^a\.txt.*set CRUCIBLE_ROW_BYTES higher"):
+        list(read_file(tmp_path / "a.txt", "a.txt", options, limits=Limits(MIB)))
 
 
 @pytest.mark.slow
