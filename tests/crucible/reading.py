@@ -90,6 +90,7 @@ class Reader:
     def __init__(self, data_bytes: int = 6 << 30, file_bytes: int = 1 << 30, wait_s: float = 30) -> None:
         self._spec = json.dumps({"data_bytes": data_bytes, "file_bytes": file_bytes})
         self._wait_s = wait_s
+        self._reads = 0
         self._child: subprocess.Popen[str] | None = None
 
     def read(
@@ -102,6 +103,9 @@ class Reader:
         threads: int = 1,
     ) -> Outcome:
         """`how` is `file` (the reader alone), `item` (with archives and folders) or `load` (a folder, as users do)."""
+        self._reads += 1
+        if self._reads % 1000 == 0:
+            self.close()  # address space that Arrow's allocator keeps for threads that are gone adds up
         child = self._started()
         task = {"paths": [str(path) for path in paths], "names": [path.name for path in paths], "builder": builder}
         task |= {"params": params or {}, "how": how, "threads": threads, "folder": str(paths[0].parent)}
