@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from crucible.cli.interrupt import remembered
 from crucible.cli.lazy import Lazy
 from crucible.errors import CrucibleError, UsageError
 
@@ -32,7 +33,8 @@ class Root(Lazy):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with remembered():
+                return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except KeyboardInterrupt:

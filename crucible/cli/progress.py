@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from crucible.cli.interrupt import raise_if_asked
 from crucible.cli.show import human
 
 if TYPE_CHECKING:
@@ -83,6 +84,7 @@ class Watch:
 
     def update(self, progress: Progress) -> None:
         """Show how far the job is. Called a few times a second."""
+        raise_if_asked()
         self._wait = (time.monotonic() + progress.waiting_s, progress.waiting_for)
         if self._bar is None:
             self._announce()

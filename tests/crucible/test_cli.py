@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import click
@@ -163,6 +163,25 @@ def test_ctrl_c_exits_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
     result = run("status")
     assert result.exit_code == 130
     assert "Traceback" not in result.stderr
+
+
+def test_a_ctrl_c_that_a_library_swallows_still_ends_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Ray did while it waited for an answer."""
+    from crucible.report import Progress
+
+    def swallowing(*_: object, on_progress: Callable[[Progress], None], **__: object) -> None:
+        with contextlib.suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(10)
+        on_progress(Progress("job", "items"))
+        pytest.fail("it went on")
+
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr("crucible.session.prefetch", swallowing)
+    result = run("prefetch", "org/toy")
+    assert result.exit_code == 130, result.output
+    assert "Interrupted" in result.stderr
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_a_pipe_that_closes_early_is_no_error(data: FaultyHub) -> None:
