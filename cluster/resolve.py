@@ -317,12 +317,10 @@ def _options(builder: Builder, params: Mapping[str, Any], features: dict[str, Fe
     for key, value in params.items():
         if key in used and value is not None:
             merged[key] = json.dumps(value, sort_keys=True, default=str)
-    columns = merged.pop("columns", None)
     return ReadOptions(
         builder=builder.name,
         params=tuple(sorted(merged.items())),
         features=None if features is None else dump_features(features),
-        columns=None if columns is None else tuple(json.loads(columns)),
     )
 
 

@@ -15,7 +15,7 @@ from queue import Empty, SimpleQueue
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from crucible.errors import CorruptFile, UsageError
+from crucible.errors import CorruptFile, UnsupportedFormat, UsageError
 from crucible.formats.ahead import streams_in_order
 from crucible.formats.plain import plain_batch, plain_schema
 from crucible.refs import ReadOptions
@@ -33,8 +33,15 @@ _SHARE = 4 << 20
 """Uncompressed bytes that are worth a turn of a thread: smaller row groups share one."""
 
 
+_UNSUPPORTED = frozenset(("columns", "filters"))
+
+
 def read_parquet(path: Path, name: str, options: ReadOptions, threads: int = 1) -> Iterator[pa.RecordBatch]:
     """All rows, or those of the row groups [start, stop) when `options` has the param `row_groups`."""
+    # settings of a card that would leave out rows or columns: to pass them over would be to give others
+    unknown = sorted(key for key, _ in options.params if key in _UNSUPPORTED)
+    if unknown:
+        raise UnsupportedFormat(f"{name} (parquet with {', '.join(unknown)})", ["parquet without them"])
     with ExitStack() as stack:
         file = stack.enter_context(_open(path, name))
         columns = _columns(file, name, options)
