@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from io import RawIOBase
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 from crucible.refs import SourceFile
 
@@ -27,6 +28,12 @@ def hash_bytes(file: SourceFile, data: bytes | bytearray) -> str:
     hasher = hasher_for(file)
     hasher.update(data)
     return hasher.hexdigest()
+
+
+def hash_file(source: BinaryIO | RawIOBase, file: SourceFile) -> str:
+    """What the rest of an open file hashes to, by the kind of hash that `file` promises."""
+    hasher = hasher_for(file)
+    return hashlib.file_digest(source, lambda: hasher).hexdigest()  # type: ignore[arg-type, return-value]
 
 
 def git_pointer_oid(sha256: str, size: int) -> str:

@@ -10,12 +10,11 @@ import logging
 from pathlib import Path
 
 from crucible.cache.hubcache import HubCache
-from crucible.hashing import hasher_for
+from crucible.hashing import hash_file
 from crucible.refs import RepoRef, SourceFile
 from crucible.report import Tally
 
 _log = logging.getLogger(__name__)
-_CHUNK = 1 << 20
 
 
 def cached_copy(cache: HubCache, repo: RepoRef, file: SourceFile, tally: Tally) -> Path | None:
@@ -43,10 +42,5 @@ def cached_copy(cache: HubCache, repo: RepoRef, file: SourceFile, tally: Tally) 
 
 def is_right(path: Path, file: SourceFile) -> bool:
     """Read the whole file and compare its hash. Raises OSError."""
-    hasher = hasher_for(file)
-    buffer = bytearray(_CHUNK)
-    view = memoryview(buffer)
     with path.open("rb", buffering=0) as source:
-        while size := source.readinto(buffer):
-            hasher.update(view[:size])
-    return hasher.hexdigest() == file.oid
+        return hash_file(source, file) == file.oid
