@@ -86,17 +86,19 @@ def test_a_node_that_dies_with_a_big_file_costs_the_hub_what_was_in_flight(
     hub.import_folder("org/chat", folder)
     options = {"CRUCIBLE_PART_BYTES": str(PART), "CRUCIBLE_STREAMS": str(STREAMS), "CRUCIBLE_STALL": "60"}
     nodes = start_nodes(3, hub.endpoint, **options)
-    hub.add("slow", origin="cdn", piece=32 << 10, wait=0.05)
+    hub.add("slow", origin="cdn", piece=32 << 10, wait=0.15)  # a file takes over 10 s: longer than a kill does
     job = Background(nodes.address)
     deadline = time.monotonic() + WAIT_S
     while not midway(nodes.homes[2]) and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert not list((nodes.homes[2] / "shards").rglob("*.arrow")), "too late: it is done"
     nodes.kill_node(2)
+    left = [path for path in (nodes.homes[2] / "raw").glob("*") if path.name.endswith(".incomplete")]
+    assert left and not list((nodes.homes[2] / "shards").rglob("*.arrow")), "too late: it has the whole file"
     hub.clear_faults()
     report = job.report()
     assert report.rows == 3 * ROWS
-    assert total < hub.bytes_sent() <= total + STREAMS * PART
+    # not "more than the total": a node may die between two ranges, with nothing in flight
+    assert total <= hub.bytes_sent() <= total + STREAMS * PART
     for home in nodes.homes[:2]:
         assert [path.name for path in (home / "raw").glob("*") if "journal" not in path.name] == []
     ids = [row["id"] for row in crucible.load_dataset("org/chat", split="train", streaming=True)]
