@@ -6,7 +6,7 @@ PIL for Python and to arrays (torch: channels first) otherwise. torch is importe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -100,6 +100,37 @@ class Output:
             return {name: _to_list(column) for name, column in columns.items()}
         make = _to_numpy if self._format == "numpy" else _to_torch
         return {name: make(column) for name, column in columns.items()}
+
+    def collate(self, columns: Mapping[str, Sequence[Any]]) -> Any:
+        """A batch of values that are decoded already, such as functions of the user's return: lists of one length."""
+        if self._format == "arrow":
+            return pa.table({name: pa.array(values) for name, values in columns.items()})
+        if self._format == "python":
+            return {name: list(values) for name, values in columns.items()}
+        make = _array_of if self._format == "numpy" else _tensor_of
+        return {name: make(list(values)) for name, values in columns.items()}
+
+    def finish(self, row: Row) -> Any:
+        """`collate` for one row."""
+        if self._format == "python":
+            return row
+        if self._format == "arrow":
+            return pa.table({name: pa.array([value]) for name, value in row.items()})
+        return {
+            name: column[0] for name, column in self.collate({name: [value] for name, value in row.items()}).items()
+        }
+
+
+def _array_of(values: list[Any]) -> Any:
+    return _stack([_leaf_array(value) for value in values])
+
+
+def _tensor_of(values: list[Any]) -> Any:
+    import torch  # pyright: ignore[reportMissingImports] - an extra
+
+    if values and all(isinstance(value, torch.Tensor) for value in values):
+        return torch.stack(values) if len({value.shape for value in values}) == 1 else values
+    return _tensor(_array_of(values))
 
 
 def _decode_columns(table: pa.Table, decode: Decoder, bad: OnBad) -> dict[str, Any]:
