@@ -275,7 +275,13 @@ def _starts(lengths: Int64s) -> Int64s:
 def _keys(spec: OrderSpec, what: str, count: int, *, epoch: int) -> UInt64s:
     """`count` distinct 64-bit keys for one use in one epoch: splitmix64 from a digest. The mixer is a bijection."""
     digest = hashlib.sha256(canonical_json(["crucible order 1", what, spec.seed, epoch])).digest()
-    z: UInt64s = np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN + np.uint64(int.from_bytes(digest[:8], "little"))
+    return scattered(
+        np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN + np.uint64(int.from_bytes(digest[:8], "little"))
+    )
+
+
+def scattered(z: UInt64s) -> UInt64s:
+    """splitmix64's mixer, element-wise: other numbers for other numbers, and neighbours far apart."""
     z = (z ^ (z >> _S30)) * _MIX1
     z = (z ^ (z >> _S27)) * _MIX2
     return z ^ (z >> _S31)
