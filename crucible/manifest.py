@@ -75,12 +75,43 @@ class Manifest:
 
     @property
     def local_everywhere(self) -> bool:
-        return self.size <= self.local_bytes
+        return self._order_bytes <= self.local_bytes
+
+    @property
+    def _order_bytes(self) -> int:
+        """What tells a small split from a big one: of parquet the source's bytes, known before there are shards."""
+        if not self.items or self.items[0].options.builder != "parquet":
+            return self.size
+        source = sum(item.size for item in self.items)
+        return source * self.rows // max(1, sum(whole for _, whole in self.cuts)) if self.cuts else source
+
+    @property
+    def complete(self) -> bool:
+        """False while some shards are not made as far as this manifest knows: with no digest, and a guessed size."""
+        return all(shard.digest for shard in self.shards)
 
     @cached_property
     def id(self) -> str:
         """64 hex: the sha256 of the canonical JSON."""
         return digest_of(self.to_dict())
+
+    @cached_property
+    def order_id(self) -> str:
+        """64 hex that name the rows and their order: what a reader's state says that it is a state of.
+
+        The same before the shards are made, where their rows are known, and after. Made of the shards' keys, which
+        follow from source files and options, and of their rows.
+        """
+        told = {
+            "repo": [self.repo.repo_type, self.repo.repo_id, self.repo.revision],
+            "config": self.config,
+            "split": self.split,
+            "variant": self.variant,
+            "small": self.local_everywhere,
+            "shards": [[shard.key, shard.rows] for shard in self.shards],
+            "cuts": self.cuts,
+        }
+        return digest_of(told)
 
     @cached_property
     def arrow_schema(self) -> pa.Schema:

@@ -166,7 +166,7 @@ class ReadOptions:
         return default
 
 
-CONVERSION_VERSION = 3
+CONVERSION_VERSION = 4
 """Raise it whenever the same inputs would give other shard bytes: old shards then simply have other keys."""
 
 

@@ -22,6 +22,7 @@ import pyarrow as pa
 
 from crucible.casts import cast_batch, unify
 from crucible.feature_types import features_of, schema_for, schema_of, select_features
+from crucible.formats.cuts import item_shard_rows
 from crucible.formats.items import read_heads, read_item
 from crucible.formats.limits import Limits
 from crucible.formats.read import read_file
@@ -55,8 +56,8 @@ def convert(
     """Convert `item.files`, whose bytes are at `paths`, into `folder/<number>.arrow`, each yielded when it is on disk.
 
     Rows keep the order of the files. Shards have about `item.shard_bytes` of Arrow data and at least one row; an item
-    without rows yields nothing, and `schema_of_item` tells its columns. `threads` decode; by default as many as there
-    are cores, at most `MOST_THREADS`.
+    without rows yields nothing, and `schema_of_item` tells its columns. Parquet is cut where its footers say (`cuts`).
+    `threads` decode; by default as many as there are cores, at most `MOST_THREADS`.
     """
     threads = usable_threads() if threads is None else threads
 
@@ -65,7 +66,7 @@ def convert(
 
     names = [file.path for file in item.files]
     with Drafts(folder, beside=threads > 1 and item.size >= SHARED_BYTES) as drafts:
-        making = _Making(item, drafts)
+        making = _Making(item, drafts, item_shard_rows(paths, item.options, item.shard_bytes))
         for name, batch in read_item(names, paths, item.options, folder, limits, read):
             for piece in making.pieces(batch):
                 making.add(name, piece)
@@ -102,8 +103,10 @@ class _Making:
     back, and the shard is then held until it is full: its schema is one that holds all of them.
     """
 
-    def __init__(self, item: WorkItem, drafts: Drafts) -> None:
+    def __init__(self, item: WorkItem, drafts: Drafts, rows: Sequence[int] | None) -> None:
         self._item, self._drafts = item, drafts
+        self._cuts = None if rows is None else iter(rows)
+        """Rows of the shards to come; None: a shard is full when it has the item's bytes of a shard."""
         declared = select_features(item.options.features, item.options.columns)
         self._declared = None if declared is None else schema_for(declared, pa.schema([]))
         self._begin()
@@ -111,6 +114,7 @@ class _Making:
     def _begin(self) -> None:
         self._held: list[tuple[str, pa.RecordBatch]] = []
         self._bytes = self._held_bytes = 0
+        self._rows_left = None if self._cuts is None else next(self._cuts, 0)
         self._schema = self._declared
         self._source: tuple[str, pa.Schema] | None = None
         self._whole = False
@@ -118,15 +122,20 @@ class _Making:
 
     @property
     def full(self) -> bool:
-        return self._bytes >= self._item.shard_bytes
+        return self._bytes >= self._item.shard_bytes if self._rows_left is None else self._rows_left == 0
 
     def pieces(self, batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
         """`batch` cut where a record batch or the shard is full, going by the average size of its rows."""
         start = 0
         row_bytes = max(1, batch.nbytes // max(1, batch.num_rows))
         while start < batch.num_rows:
-            free = min(self._item.shard_bytes - self._bytes, WRITE_BYTES - self._held_bytes % WRITE_BYTES)
-            piece = batch.slice(start, max(1, -(-free // row_bytes)))
+            free = WRITE_BYTES - self._held_bytes % WRITE_BYTES
+            if self._rows_left is None:
+                free = min(free, self._item.shard_bytes - self._bytes)
+            rows = max(1, -(-free // row_bytes))
+            if self._rows_left:
+                rows = min(rows, self._rows_left)
+            piece = batch.slice(start, rows)
             start += piece.num_rows
             yield piece
 
@@ -141,6 +150,8 @@ class _Making:
                 self._held[:0] = [(before, written) for written in self._drafts.take_back()]
                 self._whole = True
         size = batch.nbytes
+        if self._rows_left is not None:
+            self._rows_left -= batch.num_rows
         self._held.append((path, batch))
         self._bytes += size
         self._held_bytes += size

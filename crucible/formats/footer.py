@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from crucible.errors import CorruptFile
 from crucible.feature_types import METADATA_KEY, dump_features, features_of
+from crucible.formats.cuts import RowGroup, unpacked_groups
 from crucible.formats.parquet import first_line
 from crucible.formats.plain import plain_schema
 from crucible.refs import ByteRange
@@ -26,6 +27,8 @@ class ParquetFooter:
     rows: int
     row_groups: tuple[tuple[int, int], ...]
     """(rows, about how many bytes of the file) of each row group, in order."""
+    unpacked: tuple[RowGroup, ...]
+    """(rows, about how many bytes of Arrow data) of each row group, in order: what shards are cut by."""
     schema: pa.Schema
     """As shards will have it: with features, without dictionaries."""
     features: str | None
@@ -53,23 +56,20 @@ def parse_footer(path: str, size: int, tail: bytes) -> ParquetFooter | ByteRange
     try:
         # a file that is only its footer reads like the whole as long as no data page is asked for
         metadata = pq.read_metadata(pa.BufferReader(_MAGIC + tail[-length:]))
-        groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
         arrow = metadata.schema.to_arrow_schema()
         schema = plain_schema(arrow)
-        # no look at the columns: on a damaged footer `group.column(n)` ends the process instead of raising
-        sizes = _shares(size, [(group.num_rows, group.total_byte_size) for group in groups])
+        groups = unpacked_groups(metadata, schema, size)
+        sizes = _shares(size, groups)
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
         raise CorruptFile(path, "the footer", first_line(error)) from error
     if metadata.num_rows != sum(rows for rows, _ in sizes):
         raise CorruptFile(path, "the footer", "its row groups do not add up to its rows")
     stated = METADATA_KEY in (arrow.metadata or {})
     features = dump_features(features_of(arrow)) if stated else None
-    return ParquetFooter(metadata.num_rows, sizes, schema, features)
+    return ParquetFooter(metadata.num_rows, sizes, groups, schema, features)
 
 
-def _shares(size: int, groups: list[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
-    """Each row group's part of the file's bytes, by its unpacked size. Raises ValueError for a negative number."""
-    if any(rows < 0 or unpacked < 0 for rows, unpacked in groups):
-        raise ValueError("a row group has a negative size")
+def _shares(size: int, groups: tuple[RowGroup, ...]) -> tuple[tuple[int, int], ...]:
+    """Each row group's part of the file's bytes, by its unpacked size."""
     total = sum(unpacked for _, unpacked in groups) or 1
     return tuple((rows, size * unpacked // total) for rows, unpacked in groups)
