@@ -164,7 +164,9 @@ class Mix:
         """Source and index of each position of the phase's block, which is number `number` of the whole mix."""
         known = self._recent.get(number)
         if known is None:
-            known = phase.arranged(block, (self._key + number * _GOLDEN) % (1 << 64))
+            # Scattered, because slots are numbered from it: else a block would be the one before, moved by a row.
+            key = scattered(np.array([(self._key + number * _GOLDEN) % (1 << 64)], dtype=np.uint64))
+            known = phase.arranged(block, key)
             # Replaced, never changed: another thread goes on with what it has, and at worst a block is made twice.
             self._recent = dict([*self._recent.items(), (number, known)][-_RECENT:])
         return known
@@ -196,7 +198,7 @@ class _Phase:
         place = inside % len(self.sources)
         return self.sources[place], self.base[place] + inside // len(self.sources)
 
-    def arranged(self, block: int, key: int) -> tuple[Int64s, Int64s]:
+    def arranged(self, block: int, key: UInt64s) -> tuple[Int64s, Int64s]:
         low, high = block * BLOCK, min(self.rows, (block + 1) * BLOCK)
         base = self.taken(low)
         counts = self.taken(high) - base
@@ -205,7 +207,7 @@ class _Phase:
             loose[self.last] -= 1
             last = np.array([self.last])
         places = np.repeat(np.arange(len(counts)), loose)
-        slots: UInt64s = scattered(np.arange(len(places), dtype=np.uint64) * np.uint64(_GOLDEN) + np.uint64(key))
+        slots: UInt64s = scattered(np.arange(len(places), dtype=np.uint64) * np.uint64(_GOLDEN) + key)
         # Slots are distinct, so an unstable sort still has one answer.
         places = np.concatenate([places[np.argsort(slots)], last])
         index = np.empty_like(places)
