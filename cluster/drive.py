@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from typing import Any, Protocol
@@ -30,6 +30,7 @@ from crucible.cluster.track import (
     NodesChanged,
     RunItem,
     Started,
+    Wished,
     apply,
 )
 from crucible.errors import ClusterError, CrucibleError, SourceUnavailable, StoreError
@@ -116,6 +117,9 @@ def run_job(
     prefer: Callable[[WorkItem], NodeId | None] = lambda _: None,
     observe: Callable[[Progress], None] = lambda _: None,
     arrived: Callable[[], int] = lambda: 0,
+    slots: int | None = None,
+    wishes: Callable[[], Sequence[tuple[int, ...]]] = tuple,
+    done: Callable[[ItemResult], None] = lambda _: None,
     waiting: Callable[[], Waiting | None] = lambda: None,
     offset_s: float = 0.0,
     metadata: Counts = NOTHING,
@@ -124,13 +128,14 @@ def run_job(
 
     Items with files bigger than `part_bytes` have a spare node. `prefer` names a node that has an item done already.
     `observe` gets the progress about once a second; `arrived` says how many source bytes came so far, `waiting` how
-    long the Hub wants to be left alone, for the countdown.
+    long the Hub wants to be left alone, for the countdown. `slots` items are given to a node at a time. `wishes` gives
+    what readers asked for since it was called last, as indexes of `job_items`; `done` is told of every item's end.
     """
     began = time.monotonic() - offset_s
     items = job_items(prepared)
     total = sum(item.size for item in items)
     found = {item.index: node for item in items if (node := prefer(item)) is not None}
-    state = JobState(items, executor.nodes(), limit_bytes, replicas, prefer=found, part_bytes=part_bytes)
+    state = JobState(items, executor.nodes(), limit_bytes, replicas, prefer=found, part_bytes=part_bytes, slots=slots)
     running: dict[Future[Any], Command] = {}
     copied = Counts()
     copies = 0
@@ -150,11 +155,15 @@ def run_job(
                     report = job_report(job, prepared, manifests, state, metadata + copied, time.monotonic() - began)
                     observe(Progress(job, "finished", len(items), len(items), total, total))
                     return manifests, replace(report, copies=copies)
-        done, _ = wait(running, timeout=TICK_S, return_when=FIRST_COMPLETED)
-        events = [_event(running.pop(future), future, executor) for future in done]
-        for event, future in zip(events, done, strict=True):
+        ended, _ = wait(running, timeout=TICK_S, return_when=FIRST_COMPLETED)
+        outcomes = [_event(running.pop(future), future, executor) for future in ended]
+        for event, future in zip(outcomes, ended, strict=True):
             if isinstance(event, CopyDone):
                 copied, copies = copied + future.result(), copies + 1
+            elif isinstance(event, ItemDone):
+                done(event.result)
+        # before the outcomes, because what ended makes room for what is wished for
+        events: list[Event] = [*(Wished(indexes) for indexes in wishes()), *outcomes]
         nodes = executor.nodes()
         if nodes.keys() != state.nodes.keys():
             events.append(NodesChanged(nodes))
@@ -205,11 +214,14 @@ def build_manifests(prepared: Prepared, done: Mapping[int, ItemResult]) -> tuple
     for split, items in zip(prepared.splits, prepared.items, strict=True):
         results = [done[offset + item.index] for item in items]
         offset += len(items)
-        manifests.append(_manifest(prepared, split.name, items, results))
+        manifests.append(build_manifest(prepared, split.name, items, results))
     return tuple(manifests)
 
 
-def _manifest(prepared: Prepared, split: str, items: tuple[WorkItem, ...], results: list[ItemResult]) -> Manifest:
+def build_manifest(
+    prepared: Prepared, split: str, items: tuple[WorkItem, ...], results: Sequence[ItemResult]
+) -> Manifest:
+    """The manifest of one split from what became of its items. Raises SchemaConflict."""
     schemas: dict[str, str] = {}
     named: dict[str, str] = {}  # schema digest -> the first path that has it, for the error of a conflict
     shards: list[ShardInfo] = []

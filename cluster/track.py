@@ -5,20 +5,21 @@ Replaying the same events on a fresh state gives the same commands, so a job can
 it returns, never the one you passed.
 
 What it promises: source bytes in flight never exceed the limit unless one item alone does; items start in the order
-they will be read; an item that fails for a reason that may pass is tried again, elsewhere if there is an elsewhere, at
-most TRIES times; an item with a big file goes then to its spare, which has been given the ranges that had arrived; an
-item whose node died with its shards before the job ended is done again; after an error that
-will not pass nothing new starts, what runs is let finish (its shards are kept for the next run), and the job fails.
+they will be read, those that readers wait for before others (`waiting`); an item that fails for a reason that may pass is
+tried again, elsewhere if there is an elsewhere, at most TRIES times; an item with a big file goes then to its spare,
+which has been given the ranges that had arrived; an item whose node died with its shards before the job ended is done
+again; after an error that will not pass nothing new starts, what runs is let finish (its shards are kept for the next
+run), and the job fails.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from crucible.cluster.place import assign, replica_targets, successor
+from crucible.cluster.waiting import Waiting
 from crucible.errors import ClusterError, CrucibleError
 from crucible.refs import NodeId, ShardInfo, WorkItem
 from crucible.report import ItemResult
@@ -69,7 +70,14 @@ class NodesChanged:
     nodes: Mapping[NodeId, float]
 
 
-Event = Started | ItemDone | ItemFailed | CopyDone | CopyFailed | NodesChanged
+@dataclass(frozen=True, slots=True)
+class Wished:
+    """A reader needs these items, in this order. Those that do not wait any more are passed over."""
+
+    indexes: tuple[int, ...]
+
+
+Event = Started | ItemDone | ItemFailed | CopyDone | CopyFailed | NodesChanged | Wished
 
 # --- commands
 
@@ -116,8 +124,10 @@ class JobState:
     """Items that some node has done already, from an earlier job: they are sent there, and move nothing."""
     part_bytes: int | None = None
     """An item with a bigger file than this has a spare; None: no item has."""
+    slots: int | None = None
+    """Items that a node is given at a time. Fewer are sooner overtaken by what a reader wishes for."""
     phase: Literal["new", "items", "copies", "finished", "failed"] = "new"
-    pending: deque[int] = field(default_factory=deque)
+    waiting: Waiting = field(default_factory=Waiting)
     homes: dict[int, NodeId] = field(default_factory=dict)
     running: dict[int, NodeId] = field(default_factory=dict)
     spares: dict[int, NodeId] = field(default_factory=dict)
@@ -141,7 +151,8 @@ def apply(state: JobState, event: Event) -> tuple[JobState, list[Command]]:
     match event:
         case Started():
             state.phase = "items"
-            state.pending = deque(item.index for item in state.items)
+            state.waiting = Waiting(state.slots)
+            state.waiting.add(item.index for item in state.items)
             fresh = [item for item in state.items if state.prefer.get(item.index) not in state.nodes]
             state.homes = {**state.prefer, **assign(fresh, state.nodes)}
         case ItemDone(result):
@@ -165,12 +176,16 @@ def apply(state: JobState, event: Event) -> tuple[JobState, list[Command]]:
             state.missed_copies.append(error)
         case NodesChanged(nodes):
             _nodes_changed(state, nodes)
+        case Wished(indexes):
+            for place, index in enumerate(indexes):
+                state.waiting.wish(index, place)
     return state, _next(state)
 
 
 def _landed(state: JobState, index: int) -> None:
-    if state.running.pop(index, None) is not None:
+    if (node := state.running.pop(index, None)) is not None:
         state.inflight -= state.items[index].size
+        state.waiting.end(node)
 
 
 def _failed(state: JobState, index: int, node: NodeId, error: CrucibleError, passing: bool) -> None:
@@ -183,7 +198,7 @@ def _failed(state: JobState, index: int, node: NodeId, error: CrucibleError, pas
         heir = successor(state.items[index], state.nodes, node) if state.nodes else None
     if heir is not None:
         state.homes[index] = heir
-    state.pending.appendleft(index)
+    state.waiting.again(index)
 
 
 def _nodes_changed(state: JobState, nodes: Mapping[NodeId, float]) -> None:
@@ -194,6 +209,7 @@ def _nodes_changed(state: JobState, nodes: Mapping[NodeId, float]) -> None:
         state.error = state.error or ClusterError("every node of the cluster is gone")
         return
     if not gone:
+        state.waiting.rebuild(nodes)
         return
     for holders in state.holders.values():
         holders -= gone
@@ -202,14 +218,15 @@ def _nodes_changed(state: JobState, nodes: Mapping[NodeId, float]) -> None:
     for index in lost:
         del state.done[index]
     _again(state, lost)
+    state.waiting.rebuild(nodes)
 
 
 def _again(state: JobState, lost: Sequence[int]) -> None:
     """Do items again whose shards are gone, and give every waiting item a home that is still there."""
-    state.pending.extend(lost)
+    state.waiting.add(lost)
     if lost and state.phase == "copies":
         state.phase = "items"
-    homeless = [state.items[index] for index in state.pending if state.homes[index] not in state.nodes]
+    homeless = [state.items[index] for index in state.waiting if state.homes[index] not in state.nodes]
     if state.nodes:
         state.homes.update(assign(homeless, state.nodes))
 
@@ -222,19 +239,19 @@ def _next(state: JobState) -> list[Command]:
         state.phase = "failed"
         return [Fail(state.error)]
     commands: list[Command] = []
-    while state.pending:
-        item = state.items[state.pending[0]]
+    while (index := state.waiting.first(state.homes, state.nodes)) is not None:
+        item = state.items[index]
         if state.running and state.inflight + item.size > state.limit_bytes:
             break
-        state.pending.popleft()
-        node = state.homes[item.index]
+        node = state.homes[index]
+        state.waiting.start(index, node)
         state.running[item.index] = node
         state.inflight += item.size
         spare = _spare(state, item, node)
         if spare is not None:
             state.spares[item.index] = spare
         commands.append(RunItem(item, node, spare))
-    if state.phase == "items" and not state.pending and not state.running:
+    if state.phase == "items" and not state.waiting and not state.running:
         state.phase = "copies"
         commands += _copies(state)
     if state.phase == "copies" and not state.copying and not state.running:
