@@ -5,11 +5,11 @@ Replaying the same events on a fresh state gives the same commands, so a job can
 it returns, never the one you passed.
 
 What it promises: source bytes in flight never exceed the limit unless one item alone does; items start in the order
-they will be read, those that readers wait for before others (`waiting`); an item that fails for a reason that may pass is
-tried again, elsewhere if there is an elsewhere, at most TRIES times; an item with a big file goes then to its spare,
-which has been given the ranges that had arrived; an item whose node died with its shards before the job ended is done
-again; after an error that will not pass nothing new starts, what runs is let finish (its shards are kept for the next
-run), and the job fails.
+they will be read, those that readers wait for before others (`waiting`); an item that fails for a reason that may
+pass is tried again, elsewhere if there is an elsewhere, at most TRIES times; an item with a big file goes then to its
+spare, which has been given the ranges that had arrived; an item whose node died with its shards before the job ended
+is done again; after an error that will not pass nothing new starts, what runs is let finish (its shards are kept for
+the next run), and the job fails.
 """
 
 from __future__ import annotations
