@@ -74,7 +74,7 @@ class Tally:
 class TransferEvent:
     """Something happened to one file on its way. What progress bars, logs and metrics are made of."""
 
-    kind: Literal["started", "progress", "retried", "waiting", "verified", "finished", "failed"]
+    kind: Literal["started", "asking", "progress", "retried", "waiting", "verified", "finished", "failed"]
     path: str
     """The file's path in its repo, or the shard's key."""
     size: int = 0
@@ -83,6 +83,7 @@ class TransferEvent:
     seconds: float = 0.0
     """How long it will wait (waiting) or took (finished)."""
     source: str = ""
+    """Who is asked now (asking), has failed (retried, waiting) or had a part in it."""
     reason: str = ""
 
 

@@ -23,6 +23,7 @@ from crucible.hub.http import Refusal
 from crucible.parts import SMALL_BYTES, part_size
 from crucible.refs import SourceFile
 from crucible.report import Observer, Tally, TransferEvent, unobserved
+from crucible.stopping import check
 from crucible.workers.assemble import Assembly, Attempt, Part
 from crucible.workers.ladder import Ladder
 from crucible.workers.options import DownloadOptions as DownloadOptions
@@ -60,7 +61,7 @@ def bring(
     try:
         path = bring_small(file, ladder, blobs, options, tally, observe) if file.size < SMALL_BYTES else None
         while path is None:
-            with blobs.claim(file) as partial:
+            with blobs.claim(file, stopped=options.stopped) as partial:
                 if partial is None:
                     observe(TransferEvent("progress", file.path, file.size, source="disk"))
                     path = blobs.path(file.oid)
@@ -116,6 +117,7 @@ class _Delivery:
             while True:
                 if self._error is not None:
                     raise self._error
+                check(self._options.stopped)
                 if self._partial.fenced:
                     return False
                 if assembly.complete and self._verified():
@@ -224,6 +226,7 @@ class _Delivery:
     def _one_range(self, attempt: Attempt, source: Source) -> None:
         """Read what is missing of a part. A body that ends early raises Refusal: the next try goes on there."""
         part, asked = attempt.part, time.monotonic()
+        self._observe(TransferEvent("asking", self._file.path, source=source.name))
         with source.open(self._file, part.at, part.stop) as body:
             if self._first_byte_s is None:
                 self._first_byte_s = time.monotonic() - asked
@@ -271,7 +274,8 @@ class _Delivery:
             try:
                 source = self._ladder.pick(part.failures, avoid=seen.source)
                 self._tally.add(retries=1)
-                self._observe(TransferEvent("retried", self._file.path, source=source.name, reason=reason))
+                self._observe(TransferEvent("retried", self._file.path, source=seen.source, reason=reason))
+                self._observe(TransferEvent("asking", self._file.path, source=source.name))
                 with source.open(self._file, at, part.stop) as body:
                     first = next(body.chunks, None) if body.start == at and not body.whole else None
                     if first is not None:

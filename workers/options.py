@@ -13,6 +13,7 @@ from crucible.config import Settings
 from crucible.hub.http import Refusal
 from crucible.refs import SourceFile
 from crucible.report import Observer, Tally, TransferEvent
+from crucible.stopping import never, rest
 
 
 class Spare(Protocol):
@@ -35,9 +36,13 @@ class DownloadOptions:
     quarantine: Path | None = None
     """Where bytes that turned out wrong are kept for a look; None: nowhere."""
     spare: Spare | None = None
+    stopped: Callable[[], bool] = never
+    """True once nobody waits for the file: `bring` then raises Stopped."""
 
     @classmethod
-    def of(cls, settings: Settings, *, spare: Spare | None = None) -> DownloadOptions:
+    def of(
+        cls, settings: Settings, *, spare: Spare | None = None, stopped: Callable[[], bool] = never
+    ) -> DownloadOptions:
         return cls(
             part_bytes=settings.part_bytes,
             tries=settings.tries,
@@ -46,6 +51,7 @@ class DownloadOptions:
             stall_s=settings.stall_s,
             quarantine=settings.home / "quarantine",
             spare=spare,
+            stopped=stopped,
         )
 
 
@@ -65,4 +71,4 @@ def retried(
     if wait > 0:
         wait *= 1 + 0.1 * random.random()  # a cluster must not return as one
         observe(TransferEvent("waiting", file.path, seconds=wait, source=source, reason=reason))
-        options.sleep(wait)
+        rest(wait, options.stopped, options.sleep)

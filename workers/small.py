@@ -10,6 +10,7 @@ from crucible.hashing import hash_bytes
 from crucible.hub.http import Refusal
 from crucible.refs import SourceFile
 from crucible.report import Observer, Tally, TransferEvent
+from crucible.stopping import check
 from crucible.workers.ladder import Failures, Ladder
 from crucible.workers.options import DownloadOptions, retried
 
@@ -28,10 +29,13 @@ def bring_small(
         source = ladder.pick(failures)
         before = at
         try:
+            check(options.stopped)
             if at < file.size:
+                observe(TransferEvent("asking", file.path, source=source.name))
                 with source.open(file, at, file.size) as reply:
                     at = at if reply.start == at else 0
                     for chunk in reply.chunks:
+                        check(options.stopped)
                         source.count(len(chunk))
                         if at + len(chunk) > file.size:
                             raise SizeMismatch(file.path, source.name, file.size, at + len(chunk))

@@ -8,10 +8,10 @@ the source bytes that it brought in the store's `raw`, where the next task finds
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from crucible.cache.blobs import BlobFolder
@@ -24,9 +24,10 @@ from crucible.hub.client import is_folder
 from crucible.hub.governor import Governor
 from crucible.hub.http import HubHttp, Refusal
 from crucible.manifest import pack_schema
-from crucible.parts import link_batches
+from crucible.parts import SMALL_BYTES, link_batches
 from crucible.refs import NodeId, RepoRef, ShardInfo, SourceFile, WorkItem, safe_repo_path
 from crucible.report import ItemResult, Observer, Tally, TransferEvent, unobserved
+from crucible.stopping import check, never
 from crucible.workers.cached import cached_copy, is_right
 from crucible.workers.download import DownloadOptions, Spare, bring
 from crucible.workers.links import batching
@@ -53,6 +54,12 @@ class Workplace:
     """Where finished ranges of big files go as well, so that this node's death costs only what was in flight."""
     keep_raw: bool = False
     """Keep the source files, in the Hub cache of this node, where the official client finds them."""
+    promised: Mapping[str, str] = field(default_factory=dict)
+    """Digests that shards must have, by key. One that turns out otherwise never gets its name."""
+    stopped: Callable[[], bool] = never
+    """True once nobody waits for the result: what is under way then raises Stopped."""
+    made: Callable[[ShardInfo], None] = lambda _: None
+    """Told of each shard that is new in the store, before its item is done."""
 
 
 def run_item(item: WorkItem, place: Workplace) -> ItemResult:
@@ -64,7 +71,7 @@ def run_item(item: WorkItem, place: Workplace) -> ItemResult:
     if (found := _found(item, place)) is not None:
         return found
     # one process of this node works on an item, the others wait here and then find it done
-    with place.store.lock(f"item-{item.key[:32]}"):
+    with place.store.lock(f"item-{item.key[:32]}", place.stopped):
         if (found := _found(item, place)) is not None:
             return found
         tally = Tally()
@@ -106,13 +113,22 @@ def _convert(
     # each item at work on this node, in whatever process, has a folder beside this one
     threads = usable_threads(at_work=sum(1 for _ in folder.parent.iterdir()))
     for draft in convert(item, paths, folder, threads=threads, limits=limits):
+        check(place.stopped)
         digest, packed = pack_schema(draft.schema)
         schemas[digest] = packed
         key = item.shard_key(draft.number)
+        if place.promised.get(key, draft.digest) != draft.digest:
+            raise ChecksumMismatch(
+                f"shard {key[:12]} ({', '.join(file.path for file in item.files[:3])})",
+                "its re-made copy here (another pyarrow than the one that wrote the manifest?)",
+                place.promised[key],
+                draft.digest,
+            )
         for source in brought:
             source.check()
         place.store.commit_shard(draft.path, key)
         shards.append(ShardInfo(key, draft.rows, draft.size, draft.digest, digest, item.index, draft.number))
+        place.made(shards[-1])
     if not shards and (schema := schema_of_item(item, paths, folder, limits)) is not None:
         schemas = dict([pack_schema(schema)])
     return shards, schemas
@@ -129,13 +145,17 @@ def copy_shard(shard: ShardInfo, urls: Sequence[str], secret: str, place: Workpl
     """Bring a shard from the first peer that has it right, verified against its digest. Raises a TransferError."""
     if place.store.has_shard(shard):
         return place.store.shard_path(shard.key)
-    with place.store.lock(f"shard-{shard.key[:32]}"):
+    # by content: two shards that are equal come by one name, and the second would lose it to the first
+    with place.store.lock(f"shard-{(shard.digest or shard.key)[:32]}", place.stopped):
         if place.store.has_shard(shard):
             return place.store.shard_path(shard.key)
         file = SourceFile(shard.key, shard.size, shard.digest, lfs=True)
-        peers = [PeerSource(url, secret, tally, timeout_s=place.settings.timeout_s) for url in urls]
+        timeouts = [place.settings.timeout_s] * len(urls)
+        if shard.size < SMALL_BYTES:  # it has no hedge: who stalls makes way for the next when one would come
+            timeouts[:-1] = [min(place.settings.stall_s, place.settings.timeout_s)] * (len(urls) - 1)
+        peers = [PeerSource(url, secret, tally, timeout_s=wait) for url, wait in zip(urls, timeouts)]
         # a peer that fails is not asked again: another one, or the Hub, is nearer than its backoff
-        options = replace(DownloadOptions.of(place.settings), tries=1, backoff_cap_s=0)
+        options = replace(DownloadOptions.of(place.settings, stopped=place.stopped), tries=1, backoff_cap_s=0)
         draft = bring(file, peers, place.store.raw, options, tally, place.observe)
         try:
             return place.store.commit_shard(draft, shard.key)
@@ -176,7 +196,7 @@ def _bring(item: WorkItem, place: Workplace, folder: Path, tally: Tally) -> list
     blobs = cache.blobs(item.repo) if place.keep_raw else place.store.raw
     if place.keep_raw:
         cache.begin(item.repo)
-    options = DownloadOptions.of(settings, spare=place.spare)
+    options = DownloadOptions.of(settings, spare=place.spare, stopped=place.stopped)
     with ExitStack() as stack:
         sources = hub_sources(item.repo, place, tally, stack, blobs.root)
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +31,7 @@ from crucible.cache.partial import is_whole
 from crucible.errors import StoreError
 from crucible.parts import SMALL_BYTES as SMALL_BYTES
 from crucible.refs import SourceFile
+from crucible.stopping import check, never
 
 _OID = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _JOURNAL = re.compile(r"(?:[0-9a-f]{40}|[0-9a-f]{64})\.(?P<generation>[0-9a-f]{8})\.journal\.incomplete")
@@ -108,17 +109,20 @@ class BlobFolder:
                 raise
 
     @contextmanager
-    def claim(self, file: SourceFile, *, wait_s: float = LOCK_WAIT_S) -> Iterator[Partial | None]:
+    def claim(
+        self, file: SourceFile, *, wait_s: float = LOCK_WAIT_S, stopped: Callable[[], bool] = never
+    ) -> Iterator[Partial | None]:
         """Become the one process that brings `file`: yields where to write it, or None if it is complete.
 
         Waits while another one brings it, and takes over from one that died, let go, or was silent for LEASE_S. One
         that lives but gets nothing new on the disk for `wait_s` seconds is passed by: then the Partial is a private
-        file without a journal, which costs a second download and is not there for anybody to go on with.
+        file without a journal, which costs a second download and is not there for anybody to go on with. Raises Stopped
+        while it waits for others and nobody waits for it.
         """
         self.path(file.oid)
         turn = Turn(None if self.locks is None else self.locks / f"{file.oid}.lock")
         try:
-            partial = self._win(file, turn, wait_s)
+            partial = self._win(file, turn, wait_s, stopped)
             if partial is None:
                 yield None
                 return
@@ -145,7 +149,7 @@ class BlobFolder:
 
     # --- inside
 
-    def _win(self, file: SourceFile, turn: Turn, wait_s: float) -> Partial | None:
+    def _win(self, file: SourceFile, turn: Turn, wait_s: float, stopped: Callable[[], bool]) -> Partial | None:
         names = Names(self.root, file.oid)
         wait = _Wait(names, wait_s)
         with disk_errors(self.root, f"{file.size:,} bytes for {file.path}"):
@@ -163,6 +167,7 @@ class BlobFolder:
                     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
                     return Partial(file, names, private, os.open(private, flags, 0o666), None)
                 else:
+                    check(stopped)
                     wait.sleep()
         return None
 

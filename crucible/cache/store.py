@@ -20,7 +20,8 @@ import secrets
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -36,6 +37,7 @@ from crucible.errors import ManifestError, StoreError, StoreVersion
 from crucible.manifest import Manifest, manifest_from_json
 from crucible.refs import NodeId, RepoRef, ShardInfo, WorkItem, digest_of
 from crucible.report import ItemResult
+from crucible.stopping import LOOK_S, check, never
 
 LAYOUT = "1"
 RAW_KEEP_S = 86_400.0
@@ -215,18 +217,24 @@ class Store:
         self._write(self.home / name, data, mode)
 
     @contextmanager
-    def lock(self, name: str) -> Iterator[None]:
+    def lock(self, name: str, stopped: Callable[[], bool] = never) -> Iterator[None]:
         """Hold a lock between the processes of this node. It saves double work; nothing is wrong without it.
 
         So a holder that hangs is waited for `LOCK_WAIT_S` and then passed by, and a disk without real locks is fine.
+        Raises Stopped if nobody waits for it any more.
         """
         path = self.home / "locks" / f"{name}.lock"
         lock = FileLock(path)
         with disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            with suppress(Timeout):
-                lock.acquire(timeout=LOCK_WAIT_S)
+            give_up = time.monotonic() + LOCK_WAIT_S
+            while not lock.is_locked and (left := give_up - time.monotonic()) > 0:
+                with suppress(Timeout):
+                    lock.acquire(timeout=left if stopped is never else min(left, LOOK_S))
+                if stopped():
+                    break
         try:
+            check(stopped)
             yield
         finally:
             lock.release()

@@ -23,6 +23,7 @@ from typing import Protocol
 
 from crucible.config import Settings
 from crucible.hub.budget import LOOK_AGAIN_S, Budget, hushed, may_send, quiet, replied, sent, why
+from crucible.stopping import LOOK_S, check, never
 
 SPOKEN = ("ratelimit", "ratelimit-policy", "retry-after", "date")
 """The headers that say something about waiting."""
@@ -211,8 +212,8 @@ class Desk:
         self._turns: dict[str, threading.Event] = {}
         self._tickets = 0
 
-    def enter(self, key: Key, connections: int) -> str:
-        """Wait for one's turn; the ticket is to be given to `leave`."""
+    def enter(self, key: Key, connections: int, stopped: Callable[[], bool] = never) -> str:
+        """Wait for one's turn; the ticket is to be given to `leave`. Raises Stopped if nobody waits for it any more."""
         turn = threading.Event()
         with self._lock:
             self._tickets += 1
@@ -221,7 +222,8 @@ class Desk:
             self._ledger.ask(ticket, key, connections)
             wait = self._wake()
         try:
-            while not turn.wait(min(wait, threading.TIMEOUT_MAX)):
+            while not turn.wait(min(wait, threading.TIMEOUT_MAX if stopped is never else LOOK_S)):
+                check(stopped)
                 with self._lock:
                     wait = self._wake()
         except BaseException:  # Ctrl-C while waiting: nobody may wait behind one who went away
@@ -276,13 +278,13 @@ class LocalGovernor:
     Concurrency: any thread, and a forked child, which starts with what the Hub had said and nothing in flight.
     """
 
-    def __init__(self, account: str, connections: int, desk: Desk = DESK) -> None:
+    def __init__(self, account: str, connections: int, desk: Desk = DESK, stopped: Callable[[], bool] = never) -> None:
         self.account, self.connections = account, connections
-        self._desk = desk
+        self._desk, self._stopped = desk, stopped
 
     @contextmanager
     def request(self, bucket: str) -> Iterator[Reply]:
-        ticket = self._desk.enter(Key(self.account, bucket), self.connections)
+        ticket = self._desk.enter(Key(self.account, bucket), self.connections, self._stopped)
         try:
             yield lambda status, headers: self._desk.replied(ticket, status, headers)
         finally:
@@ -292,9 +294,9 @@ class LocalGovernor:
         return self._desk.waiting(self.account)
 
     def at(self, settings: Settings) -> LocalGovernor:
-        return LocalGovernor(account_of(settings), settings.connections, self._desk)
+        return LocalGovernor(account_of(settings), settings.connections, self._desk, self._stopped)
 
 
-def local_governor(settings: Settings) -> LocalGovernor:
-    """This process's governor for a Hub and its credentials."""
-    return LocalGovernor(account_of(settings), settings.connections)
+def local_governor(settings: Settings, stopped: Callable[[], bool] = never) -> LocalGovernor:
+    """This process's governor for a Hub and its credentials. Once `stopped` says so, whoever waits raises Stopped."""
+    return LocalGovernor(account_of(settings), settings.connections, stopped=stopped)
