@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what type checkers and editors see; at run time `__getattr__` fetches the same names
     from crucible import errors
+    from crucible.compose import concatenate_datasets, interleave_datasets, split_dataset_by_node
     from crucible.dataset import Dataset, DatasetDict, IterableDataset
     from crucible.errors import CrucibleError
     from crucible.session import load_dataset, plan, prefetch
@@ -27,10 +28,13 @@ __all__ = [
     "DatasetDict",
     "IterableDataset",
     "__version__",
+    "concatenate_datasets",
     "errors",
+    "interleave_datasets",
     "load_dataset",
     "plan",
     "prefetch",
+    "split_dataset_by_node",
 ]
 
 _HOME_OF = {
@@ -38,6 +42,9 @@ _HOME_OF = {
     "Dataset": "crucible.dataset",
     "DatasetDict": "crucible.dataset",
     "IterableDataset": "crucible.dataset",
+    "concatenate_datasets": "crucible.compose",
+    "interleave_datasets": "crucible.compose",
+    "split_dataset_by_node": "crucible.compose",
     "load_dataset": "crucible.session",
     "plan": "crucible.session",
     "prefetch": "crucible.session",

@@ -1,31 +1,32 @@
-"""What a training script holds: `IterableDataset` streams a split; `Dataset`, of the module `mapped`, indexes it.
+"""What a training script holds: `IterableDataset` streams rows; `Dataset`, of the module `mapped`, indexes them.
 
-Both read one manifest through a `ShardSource`, and are cheap to make, copy and pickle: shards are opened when the first
+Both read manifests through a `ShardSource`, and are cheap to make, copy and pickle: shards are opened when the first
 row is asked for, in the process that asks. Transforms return a new object; only epoch and position change in place.
 """
 
 from __future__ import annotations
 
 import operator
-import sys
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
-from functools import partial
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from crucible.config import Settings
-from crucible.errors import CorruptFile, StateMismatch, UsageError
-from crucible.iterate import Block, ShardSource, Share, read_blocks
+from crucible.errors import UsageError
+from crucible.iterate import ShardSource
 from crucible.manifest import Manifest
 from crucible.mapped import Dataset, DatasetDict
-from crucible.order import EpochOrder, OrderSpec, check_rank, shard_rows, shuffled_spec
-from crucible.output import SKIPPED, OnBad, Output, shifted
-from crucible.view import Split, View
+from crucible.order import LANES, WINDOW, Mode, OrderSpec, Reshuffle, check_rank, deal, shard_rows
+from crucible.output import SKIPPED
+from crucible.reading import Leaf, UnitReader, read_blocks
+from crucible.shaping import Delivery, Shaped
+from crucible.share import End, Share, check_end
+from crucible.state import place_of, state_of
+from crucible.streams import Repeated, Shuffled, Source, Stream, Walk, check_exact, slice_of
+from crucible.torching import torch_class, worker
+from crucible.view import View
 
 __all__ = ["Dataset", "DatasetDict", "IterableDataset"]
-
-STATE_FORMAT = 1
-"""Version of a state dict and of the order's arithmetic. A state of another version is refused."""
 
 
 class _Progress:
@@ -53,7 +54,7 @@ class _Progress:
         return cls(Share(start=position), position)
 
 
-class IterableDataset(Split):
+class IterableDataset(Shaped):
     """The rows of a split as this rank reads them: in source order, or after `shuffle` in the order of (seed, epoch).
 
     Iterating after an epoch has ended, or was left, starts the same epoch again; `set_epoch` moves to another one. In a
@@ -64,27 +65,136 @@ class IterableDataset(Split):
     """
 
     def __init__(self, manifest: Manifest, source: ShardSource) -> None:
-        super().__init__(manifest, source, View())
-        self._spec = OrderSpec()
-        self._order: EpochOrder | None = None
-        self._progress = _Progress.at(0)
+        self._begin((Leaf(manifest, source, View()),), Source(manifest.id, shard_rows(manifest)), Delivery())
+
+    def _begin(self, leaves: tuple[Leaf, ...], stream: Stream, out: Delivery, epoch: int = 0) -> None:
+        self._leaves, self._stream, self._out = leaves, stream, out
+        self._epoch = epoch
+        self._walk: tuple[Stream, int, Walk] | None = None
         self._resume_at: int | None = None
         """Where the next iteration starts, set by `load_state_dict`."""
+        self._progress = _Progress.at(0)
 
-    # --- transforms ---
-
-    def shuffle(self, seed: int | None = None, buffer_size: int | None = None) -> IterableDataset:  # noqa: ARG002
-        """Rows in an order that depends on (seed, epoch). `seed` None is 0; `buffer_size` has no meaning here.
-
-        A split small enough to lie on every node gets an exact permutation, in epoch 0 that of `datasets`.
-        """
-        made = self._with(self._view)
-        made._spec = shuffled_spec(self._manifest, 0 if seed is None else operator.index(seed), epoch=self._spec.epoch)
-        made._order, made._resume_at, made._progress = None, None, _Progress.at(0)
+    @classmethod
+    def of(cls, leaves: Sequence[Leaf], stream: Stream, out: Delivery, epoch: int = 0) -> IterableDataset:
+        """A dataset of these splits; row ids of `stream` count through them in turn."""
+        made = cls.__new__(cls)
+        made._begin(tuple(leaves), stream, out, epoch)
         return made
 
-    def shard(self, rank: int | None = None, world_size: int | None = None) -> IterableDataset:
-        """This rank's rows only. Without arguments: RANK and WORLD_SIZE of the launcher, else all rows."""
+    # --- what it is ---
+
+    @property
+    def manifest(self) -> Manifest:
+        """Of the split. Raises UsageError for a dataset made of several, which has `manifests`."""
+        if len(self._leaves) > 1:
+            raise UsageError(f"made of {len(self._leaves)} splits: `manifests` has them all")
+        return self._leaves[0].manifest
+
+    @property
+    def manifests(self) -> tuple[Manifest, ...]:
+        return tuple(leaf.manifest for leaf in self._leaves)
+
+    @property
+    def num_rows(self) -> int:
+        """Positions of an epoch, over all ranks: its rows, before filters."""
+        return self._stream.total
+
+    @property
+    def num_shards(self) -> int:
+        return sum(len(manifest.shards) for manifest in self.manifests)
+
+    @property
+    def skipped(self) -> int:
+        """Rows that `decode(on_error="skip")` has left out in this process so far."""
+        return sum(leaf.skipped for leaf in self._leaves)
+
+    @property
+    def epoch(self) -> int:
+        return self._epoch
+
+    @property
+    def padded_rows(self) -> int:
+        """Rows that this rank gets in an epoch although they are not its own, with `end="pad"` or `"mask"`."""
+        share = self._share(0, (0, 1))
+        return (
+            share.units_of_rank(self.num_rows) * share.unit - deal(self.num_rows, *self._rank).rows
+            if (share.padded)
+            else 0
+        )
+
+    def read_counts(self) -> dict[str, int]:
+        """Shards and bytes that this process has asked for, by where each was first found: disk, peer or hub."""
+        found: Counter[str] = Counter()
+        for source in {id(leaf.source): leaf.source for leaf in self._leaves}.values():
+            found.update(source.note())
+        return dict(found)
+
+    def __repr__(self) -> str:
+        columns = self.column_names
+        shown = "columns that a function makes" if columns is None else ", ".join(columns)
+        return f"IterableDataset({self._name}: {self.num_rows:,} rows of {shown})"
+
+    def __len__(self) -> int:
+        """Rows, or batches, that this rank delivers in a whole epoch; of filtered rows, as many as there are before."""
+        return self._share(0, (0, 1)).units(self.num_rows)
+
+    # --- order ---
+
+    def shuffle(
+        self,
+        seed: int | Mode | None = None,
+        buffer_size: int | None = None,  # noqa: ARG002
+        *,
+        mode: Mode | None = None,
+        reshuffle: Reshuffle = "local",
+        lanes: int = LANES,
+        window: int = WINDOW,
+    ) -> IterableDataset:
+        """Rows in an order that depends on (seed, epoch). `seed` None is 0; `buffer_size` has no meaning here.
+
+        `mode="exact"` (or `shuffle("exact")`) is one permutation of all rows, in epoch 0 that of
+        `datasets.Dataset.shuffle(seed)`; `"lanes"` has bounded memory, whatever the size. Without it, a split small
+        enough to lie on every node is shuffled exactly. `reshuffle="global"` deals shards to lanes anew in each epoch;
+        `"local"` leaves them on the node they are on. `lanes` and `window` are those of docs/order.md.
+        """
+        if isinstance(seed, str):
+            seed, mode = None, seed
+        if mode not in (None, "exact", "lanes"):
+            raise UsageError(f"shuffle is 'exact' or in 'lanes', not {mode!r}")
+        stream = self._stream.of if isinstance(self._stream, Shuffled) else self._stream
+        number = 0 if seed is None else operator.index(seed)
+        if mode == "exact" or (mode is None and self._small):
+            exact = check_exact(stream.total, asked=mode == "exact")
+        else:
+            exact = False
+        spec = OrderSpec("exact", number) if exact else OrderSpec("lanes", number, 0, lanes, window, reshuffle)
+        return self._of(Shuffled(stream, spec))
+
+    def take(self, n: int) -> IterableDataset:
+        """The first `n` rows; after `shard` or `batch`, the first `n` rows or batches of every rank.
+
+        Which rows these are is the same in every epoch, and `skip(n)` has all others.
+        """
+        return self._of(slice_of(self._stream, 0, self._counted(n, "take")))
+
+    def skip(self, n: int) -> IterableDataset:
+        """All but the first `n` rows; after `shard` or `batch`, but the first `n` rows or batches of every rank."""
+        return self._of(slice_of(self._stream, self._counted(n, "skip"), self.num_rows))
+
+    def repeat(self, num_times: int) -> IterableDataset:
+        """An epoch in which each row comes `num_times` times, shuffled anew each time if it is shuffled."""
+        if num_times < 0:
+            raise UsageError(f"repeat needs 0 or more times, got {num_times}")
+        return self._of(Repeated(self._stream, num_times))
+
+    def shard(
+        self, rank: int | None = None, world_size: int | None = None, *, end: End | None = None
+    ) -> IterableDataset:
+        """This rank's rows only. Without arguments: RANK and WORLD_SIZE of the launcher, else all rows.
+
+        `end` says what becomes of rows that do not come out even (module `share`); by default all are delivered.
+        """
         if (rank is None) != (world_size is None):
             raise UsageError("shard needs both rank and world_size, or neither to take them from the launcher")
         if rank is None or world_size is None:
@@ -92,37 +202,40 @@ class IterableDataset(Split):
             rank = 0 if settings.rank is None else settings.rank
             world_size = 1 if settings.world_size is None else settings.world_size
         check_rank(rank, world_size)
-        return self._with(replace(self._view, rank=rank, world_size=world_size))
+        end = self._out.end if end is None else check_end(end)
+        return self._handed(rank=rank, world_size=world_size, end=end)
 
-    def batch(self, batch_size: int, drop_last: bool = False) -> IterableDataset:
-        """Dicts of lists of `batch_size` rows of this rank. `drop_last`: no rank reads a short last global batch."""
+    def batch(
+        self,
+        batch_size: int,
+        drop_last_batch: bool = False,
+        *,
+        drop_last: bool = False,
+        end: End | None = None,
+    ) -> IterableDataset:
+        """Dicts of lists of `batch_size` rows of this rank.
+
+        `end` is one of the module `share`: `exact` (a short last batch, maybe not on all ranks), `drop`, `pad`, `mask`.
+        `drop_last` is `end="drop"`: no rank reads a short last global batch. After `filter`, a batch is what is left of
+        `batch_size` rows; `pad` and `mask` fill it.
+        """
         if batch_size < 1:
             raise UsageError(f"batch_size must be 1 or more, got {batch_size}")
-        return self._with(replace(self._view, batch=batch_size, drop_last=drop_last))
+        wanted = "drop" if drop_last or drop_last_batch else self._out.end if end is None else check_end(end)
+        return self._handed(batch=batch_size, end=wanted)
 
-    def _with(self, view: View) -> IterableDataset:
-        made = IterableDataset(self._manifest, self._source)
-        made._view, made._spec, made._order = view, self._spec, self._order
-        made._resume_at, made._progress = self._resume_at, _Progress.at(self._progress.position)
-        return made
+    def iter(self, batch_size: int, drop_last_batch: bool = False) -> Iterator[Any]:
+        """The batches of `batch(batch_size, drop_last_batch)`."""
+        yield from self.batch(batch_size, drop_last_batch)
 
     # --- where it is ---
 
-    @property
-    def epoch(self) -> int:
-        return self._spec.epoch
-
-    @property
-    def order(self) -> EpochOrder:
-        """The order of this epoch."""
-        if self._order is None or self._order.spec != self._spec:
-            self._order = EpochOrder(shard_rows(self._manifest), self._spec)
-        return self._order
-
     def set_epoch(self, epoch: int) -> None:
         """Iterate `epoch` from its start. Setting the epoch it is in already keeps the position of a loaded state."""
-        if epoch != self._spec.epoch:
-            self._spec = replace(self._spec, epoch=epoch)
+        if epoch < 0:
+            raise UsageError(f"epoch must be 0 or more, got {epoch}")
+        if epoch != self._epoch:
+            self._epoch = epoch
             self._resume_at, self._progress = None, _Progress.at(0)
 
     def state_dict(self) -> dict[str, Any]:
@@ -131,126 +244,103 @@ class IterableDataset(Split):
         It counts rows as delivered when the loop has received them. In a DataLoader with workers the copies in the
         workers move, not this object: use a StatefulDataLoader there, or `state_after(batches)`.
         """
-        return self._state(self._progress.position)
+        return state_of(self._stream, self._epoch, self._progress.position, name=self._name)
 
     def state_after(self, count: int) -> dict[str, Any]:
         """The state in which every rank has delivered `count` batches (rows without `batch`) of this epoch."""
-        return self._state(self._share(0, (0, 1)).position_after(self.num_rows, count))
-
-    def _state(self, position: int) -> dict[str, Any]:
-        spec = self._spec
-        return {
-            "format": STATE_FORMAT,
-            "manifest": self._manifest.id,
-            "mode": spec.mode,
-            "seed": spec.seed,
-            "epoch": spec.epoch,
-            "lanes": spec.lanes,
-            "window": spec.window,
-            "reshuffle": spec.reshuffle,
-            "position": position,
-        }
+        position = self._share(0, (0, 1)).position_after(self.num_rows, count)
+        return state_of(self._stream, self._epoch, position, name=self._name)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """The next iteration goes on from `state`, at its epoch and with its lanes.
 
-        Raises StateMismatch if it is of another dataset, or of another seed.
+        Raises StateMismatch if it is of another dataset, or of another order or seed.
         """
-        for field, mine in (("format", STATE_FORMAT), ("manifest", self._manifest.id)):
-            if state.get(field) != mine:
-                raise StateMismatch(field, str(mine), str(state.get(field)))
-        shuffled, was_shuffled = self._spec.mode != "source", state.get("mode") != "source"
-        if shuffled != was_shuffled:
-            raise StateMismatch("order", *("shuffled" if one else "source order" for one in (shuffled, was_shuffled)))
-        if state.get("seed") != self._spec.seed:
-            raise StateMismatch("seed", str(self._spec.seed), str(state.get("seed")))
-        try:
-            names = ("mode", "seed", "epoch", "lanes", "window", "reshuffle")
-            spec, position = OrderSpec(**{name: state[name] for name in names}), operator.index(state["position"])
-        except (KeyError, TypeError, UsageError) as error:
-            raise StateMismatch("fields", "a complete state", f"none ({error})") from error
-        if not 0 <= position <= self.num_rows:
-            raise StateMismatch("position", f"{self.num_rows:,} rows", f"{position:,}")
-        self._spec, self._resume_at, self._progress = spec, position, _Progress.at(position)
+        self._stream, self._epoch, position = place_of(state, self._stream, name=self._name)
+        self._resume_at, self._progress = position, _Progress.at(position)
 
     # --- iteration ---
-
-    def __len__(self) -> int:
-        """Rows, or batches, that this rank delivers in a whole epoch."""
-        return self._share(0, (0, 1)).units(self.num_rows)
 
     def __iter__(self) -> Iterator[Any]:
         start = 0 if self._resume_at is None else self._resume_at
         self._resume_at = None
-        share = self._share(start, _worker())
+        share = self._share(start, worker())
         self._progress = _Progress(share, self.num_rows)
-        return self._read(share, self.order, self._progress)
+        return self._read(share, self.walk, self._progress)
 
-    def _share(self, start: int, worker: tuple[int, int]) -> Share:
-        view = self._view
-        return Share(view.rank, view.world_size, *worker, view.batch or 1, start, view.drop_last)
+    @property
+    def walk(self) -> Walk:
+        """Which row stands at which position in this epoch."""
+        if self._walk is None or self._walk[:2] != (self._stream, self._epoch):
+            self._walk = (self._stream, self._epoch, self._stream.at(self._epoch))
+        return self._walk[2]
 
-    def _read(self, share: Share, order: EpochOrder, progress: _Progress) -> Iterator[Any]:
-        reader, output = self._opened(order.open_shards(share.rank, share.world_size))
-        for block in read_blocks(reader, order, share):
-            bad = partial(self._bad_of, order, share, block.first_unit)
-            items = (
-                output.rows(block.table, bad) if self._view.batch is None else _batches(block, share.unit, output, bad)
-            )
+    def _read(self, share: Share, walk: Walk, progress: _Progress) -> Iterator[Any]:
+        out, total = self._out, self.num_rows
+        open_shards = walk.open_shards(share.rank, share.world_size)
+        reader = UnitReader(self._leaves, out.steps, out.given, out.format, open_shards)
+        for block in read_blocks(walk, share, total, reader.block_rows):
+            if out.batch is None:
+                items = reader.rows(block, mask=share.end == "mask")
+            else:
+                items = reader.batches(block, share, walk, total)
             for unit, item in enumerate(items, block.first_unit + 1):
                 progress.units = unit  # before the yield: whoever asks while handling this item has received it
                 if item is not SKIPPED:
                     yield item
         progress.finish()
 
-    def _bad_of(self, order: EpochOrder, share: Share, first_unit: int, number: int, error: CorruptFile) -> None:
-        """Row `number` of the block that begins with `first_unit` cannot be decoded."""
-        unit, inside = divmod(number, share.unit)
-        positions = share.positions(order.total, first_unit + unit, first_unit + unit + 1)
-        self._bad(error, int(order.rows(positions[inside : inside + 1])[0]))
+    # --- inside ---
+
+    @property
+    def _rank(self) -> tuple[int, int]:
+        return self._out.rank, self._out.world_size
+
+    def _share(self, start: int, of: tuple[int, int]) -> Share:
+        return Share(*self._rank, *of, self._out.batch or 1, start, self._out.end)
+
+    @property
+    def _small(self) -> bool:
+        """True when all of it is small enough to lie on every node."""
+        manifests = self.manifests
+        most = max((manifest.local_bytes for manifest in manifests), default=0)
+        return all(one.local_everywhere for one in manifests) and sum(one.size for one in manifests) <= most
+
+    def _counted(self, n: int, what: str) -> int:
+        """The position behind the first `n` rows, or batches, of all ranks."""
+        if n < 0:
+            raise UsageError(f"{what} needs 0 or more, got {n}")
+        if not self._keeps_rows:
+            raise UsageError(
+                f"{what} counts rows before filters and batched maps: say it before them, or "
+                f"take a look at what is left with itertools.islice(dataset, {n})"
+            )
+        return n * (self._out.batch or 1) * self._out.world_size
+
+    def _of(self, stream: Stream) -> IterableDataset:
+        return IterableDataset.of(self._leaves, stream, self._out, self._epoch)
+
+    def _with(self, leaves: tuple[Leaf, ...], out: Delivery) -> IterableDataset:
+        made = IterableDataset.of(leaves, self._stream, out, self._epoch)
+        made._walk, made._resume_at = self._walk, self._resume_at
+        made._progress = _Progress.at(self._progress.position)
+        return made
 
     # --- pickling, and torch ---
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Maps stay behind: the process that unpickles opens its own.
-        state = (self._view, self._spec, self._resume_at, self._progress.position)
-        return _unpickle, (self._manifest, self._source, *state)
+        state = (self._leaves, self._stream, self._out, self._epoch, self._resume_at, self._progress.position)
+        return _unpickle, state
 
     @property  # type: ignore[misc]
     def __class__(self) -> type:
-        """As `isinstance` sees it: once torch is loaded, also a torch IterableDataset.
-
-        DataLoader chooses how to read by `isinstance`. A base class would mean importing torch; `datasets` changes
-        `__bases__` when a dataset is made, which misses one that was made before torch was imported.
-        """
-        torch_data = sys.modules.get("torch.utils.data")
-        return IterableDataset if torch_data is None else _torch_class(torch_data.IterableDataset)
-
-
-def _batches(block: Block, size: int, output: Output, bad: OnBad) -> Iterator[Any]:
-    for start in range(0, block.table.num_rows, size):
-        yield output.batch(block.table.slice(start, size), shifted(bad, start))
-
-
-def _worker() -> tuple[int, int]:
-    """(worker, workers) of the torch DataLoader worker this process is, else (0, 1). Never imports torch."""
-    torch_data = sys.modules.get("torch.utils.data")
-    info = None if torch_data is None else torch_data.get_worker_info()
-    return (0, 1) if info is None else (info.id, info.num_workers)
-
-
-_torch_classes: dict[type, type] = {}
-
-
-def _torch_class(base: type) -> type:
-    if base not in _torch_classes:
-        _torch_classes[base] = type("IterableDataset", (IterableDataset, base), {"__module__": __name__})
-    return _torch_classes[base]
+        return torch_class(IterableDataset)
 
 
 def _unpickle(
-    manifest: Manifest, source: ShardSource, view: View, spec: OrderSpec, resume_at: int | None, position: int
+    leaves: tuple[Leaf, ...], stream: Stream, out: Delivery, epoch: int, resume_at: int | None, position: int
 ) -> IterableDataset:
-    made = IterableDataset(manifest, source)
-    made._view, made._spec, made._resume_at, made._progress = view, spec, resume_at, _Progress.at(position)
+    made = IterableDataset.of(leaves, stream, out, epoch)
+    made._resume_at, made._progress = resume_at, _Progress.at(position)
     return made

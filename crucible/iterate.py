@@ -1,8 +1,8 @@
 """Read rows of a manifest in a given order from mapped shards. The only module of the loader that opens files.
 
-`ShardReader.take` gives any rows in any order as one table; `read_blocks` walks the positions one process has to read
-and takes them block by block, so that what each shard contributes is gathered at once. A shard that cannot be had,
-cannot be read or is not what the manifest says raises: rows are never skipped.
+`ShardReader.take` gives any rows in any order as one table. Readers ask for a block of rows at a time, so that what
+each shard contributes is gathered at once. A shard that cannot be had, cannot be read or is not what the manifest says
+raises: rows are never skipped.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -20,7 +19,7 @@ import pyarrow as pa
 
 from crucible.errors import CorruptFile, StoreError, UsageError
 from crucible.manifest import Manifest
-from crucible.order import EpochOrder, Int64s, check_rank, deal, shard_rows
+from crucible.order import Int64s, shard_rows
 from crucible.refs import ShardInfo
 
 FIRST_BLOCK_ROWS = 512
@@ -53,66 +52,6 @@ class ShardSource(Protocol):
     def note(self) -> Mapping[str, int]:
         """How many shards came from where so far, by origin."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class Share:
-    """Which part of an epoch one process reads, and how many rows it delivers at a time."""
-
-    rank: int = 0
-    world_size: int = 1
-    worker: int = 0
-    """DataLoader worker within the rank: takes units `worker`, `worker + workers`, ... of the rank's stream."""
-    workers: int = 1
-    unit: int = 1
-    """Rows delivered together: the batch size, or 1."""
-    start: int = 0
-    """Global position at which all ranks start."""
-    drop_last: bool = False
-    """Leave out the last global batch when it is short, on every rank alike."""
-
-    def __post_init__(self) -> None:
-        check_rank(self.rank, self.world_size)
-        if not 0 <= self.worker < self.workers or self.unit < 1 or self.start < 0:
-            raise UsageError(
-                f"no such share: worker {self.worker} of {self.workers}, {self.unit} rows from {self.start}"
-            )
-
-    def units(self, total: int) -> int:
-        """How many units this process delivers until the epoch of `total` rows ends."""
-        if self.drop_last:
-            of_rank = max(0, total - self.start) // (self.unit * self.world_size)
-        else:
-            of_rank = -(-deal(total, self.rank, self.world_size, start=self.start).rows // self.unit)
-        return max(0, -((self.worker - of_rank) // self.workers))
-
-    def positions(self, total: int, first: int, stop: int) -> Int64s:
-        """Positions of this process's units [first, stop), in delivery order. Only its last unit may be short."""
-        rank_stream = deal(total, self.rank, self.world_size, start=self.start)
-        unit = self.worker + self.workers * np.arange(first, stop, dtype=np.int64)
-        index = (unit[:, None] * self.unit + np.arange(self.unit, dtype=np.int64)).ravel()
-        return rank_stream.first + self.world_size * index[index < rank_stream.rows]
-
-    def position_after(self, total: int, units: int) -> int:
-        """Global position when every rank (and worker) has delivered as many units as this one."""
-        return min(total, self.start + self.world_size * self.workers * self.unit * units)
-
-
-class Block(NamedTuple):
-    """Rows of consecutive units. Every unit has `Share.unit` rows, but for the last one of the epoch."""
-
-    table: pa.Table
-    first_unit: int
-
-
-def read_blocks(reader: ShardReader, order: EpochOrder, share: Share) -> Iterator[Block]:
-    """The rows of `share`, in delivery order."""
-    units, done = share.units(order.total), 0
-    ahead = min(FIRST_BLOCK_ROWS, reader.block_rows)
-    while done < units:
-        stop = min(units, done + max(1, ahead // share.unit))
-        yield Block(reader.take(order.rows(share.positions(order.total, done, stop))), done)
-        done, ahead = stop, min(ahead * 2, reader.block_rows)
 
 
 class ShardReader:

@@ -17,9 +17,9 @@ import numpy as np
 import pyarrow as pa
 
 from crucible.errors import CorruptFile, UsageError
-from crucible.iterate import ShardSource, Share, read_blocks
+from crucible.iterate import FIRST_BLOCK_ROWS, ShardSource
 from crucible.manifest import Manifest
-from crucible.order import EpochOrder, OrderSpec, shard_rows
+from crucible.order import shard_rows
 from crucible.output import SKIPPED
 from crucible.view import Column, OnError, Split, View, located
 
@@ -65,12 +65,13 @@ class Dataset(Split):
 
     def __iter__(self) -> Iterator[Any]:
         reader, output = self._opened()
-        first = 0
-        for block in read_blocks(reader, EpochOrder(shard_rows(self._manifest), OrderSpec()), Share()):
-            for row in output.rows(block.table, partial(self._bad_after, first)):
+        first, ahead = 0, min(FIRST_BLOCK_ROWS, reader.block_rows)
+        while first < self.num_rows:
+            stop = min(self.num_rows, first + ahead)
+            for row in output.rows(reader.slice(first, stop), partial(self._bad_after, first)):
                 if row is not SKIPPED:
                     yield row
-            first += block.table.num_rows
+            first, ahead = stop, min(ahead * 2, reader.block_rows)
 
     def class_encode_column(self, column: str, include_nulls: bool = False) -> Dataset:
         """The column as a ClassLabel whose names are its distinct values as text, sorted. Reads the column once.
@@ -100,8 +101,13 @@ class Dataset(Split):
     def to_iterable(self) -> IterableDataset:
         """The same rows as a stream that can be shuffled, sharded and resumed."""
         from crucible.dataset import IterableDataset
+        from crucible.reading import Leaf
+        from crucible.shaping import Delivery
+        from crucible.streams import Source
 
-        return IterableDataset(self._manifest, self._source)._with(self._view)
+        leaf = Leaf(self._manifest, self._source, replace(self._view, format="python"))
+        stream = Source(self._manifest.id, shard_rows(self._manifest))
+        return IterableDataset.of((leaf,), stream, Delivery(format=self._view.format))
 
     def tables(self, rows: int | None = None) -> Iterator[pa.Table]:
         """All rows as they are stored, in Arrow tables of at most `rows`: mapped, and small enough to hold one."""

@@ -37,6 +37,7 @@ from crucible.refs import canonical_json
 Int64s: TypeAlias = NDArray[np.int64]
 UInt64s: TypeAlias = NDArray[np.uint64]
 Mode = Literal["source", "exact", "lanes"]
+Reshuffle = Literal["local", "global"]
 
 LANES = 64
 """Enough that 64 ranks each own a lane, few enough that one rank reading all of them has 64 shard windows open."""
@@ -63,7 +64,7 @@ class OrderSpec:
     """P. Part of the plan and of a state, so it outlives a change of the default; it is not the number of ranks."""
     window: int = WINDOW
     """W, in shard portions."""
-    reshuffle: Literal["local", "global"] = "local"
+    reshuffle: Reshuffle = "local"
     """`local`: a lane keeps its rows in every epoch, so shards stay where they are. `global`: they are dealt anew."""
 
     def __post_init__(self) -> None:

@@ -45,10 +45,6 @@ class View:
     """None: all, as they are stored."""
     format: Format = "python"
     on_error: OnError = "raise"
-    rank: int = 0
-    world_size: int = 1
-    batch: int | None = None
-    drop_last: bool = False
 
 
 class Split:
@@ -91,7 +87,7 @@ class Split:
         """Column to feature, as `datasets` has them: `ds.features["label"].int2str(1)`, `ds.features.to_dict()`."""
         from crucible.feature_classes import Features
 
-        return Features(_features(self._manifest, self._columns))
+        return Features(shown_features(self._manifest, self._columns))
 
     @property
     def skipped(self) -> int:
@@ -164,7 +160,7 @@ class Split:
 
         if on_error not in ("raise", "skip"):
             raise UsageError(f"on_error is 'raise' or 'skip', got {on_error!r}")
-        features = _features(self._manifest, self._columns)
+        features = shown_features(self._manifest, self._columns)
         wanted = {name: without_decoding(feature, decode=enable) for name, feature in features.items()}
         columns = tuple(
             column if wanted[column.name] == features[column.name] else replace(column, feature=wanted[column.name])
@@ -196,7 +192,7 @@ class Split:
             from crucible.feature_types import dump_features
 
             self._reader = ViewReader(self._manifest, self._source, self._view.columns)
-            features = dump_features(_features(self._manifest, self._columns))
+            features = dump_features(shown_features(self._manifest, self._columns))
             decode = None if self._view.format == "arrow" else decoder(features, self._reader.schema)
             self._output = Output(self._view.format, decode)
         if most_open is not None:
@@ -225,7 +221,7 @@ class ViewReader(ShardReader):
         if columns is not None and any(one.feature is not None or one.name != one.source for one in columns):
             from crucible.feature_types import schema_of
 
-            self._shown = schema_of(_features(manifest, columns))
+            self._shown = schema_of(shown_features(manifest, columns))
             self._names = [column.name for column in columns]
 
     def take(self, ids: Int64s) -> pa.Table:
@@ -272,7 +268,7 @@ def located(error: CorruptFile, manifest: Manifest, row: int) -> CorruptFile:
     return CorruptFile(file if error.path == "an image" else f"{error.path} in {file}", place, error.problem)
 
 
-def _features(manifest: Manifest, columns: Sequence[Column]) -> dict[str, Feature]:
+def shown_features(manifest: Manifest, columns: Sequence[Column]) -> dict[str, Feature]:
     from crucible.feature_types import features_of, parse_features
 
     known = features_of(manifest.arrow_schema) if manifest.features is None else parse_features(manifest.features)

@@ -199,7 +199,7 @@ class TestState:
         """What torchdata's StatefulDataLoader does: a state a worker, each loaded into that worker's new copy."""
         mine = stream.shuffle(5).shard(1, 2).batch(size)
         for worker in range(3):
-            monkeypatch.setattr("crucible.dataset._worker", lambda: (worker, 3))  # noqa: B023
+            monkeypatch.setattr("crucible.dataset.worker", lambda: (worker, 3))  # noqa: B023
             everything = batch_ids(mine)
             running = iter(mine)
             for done in range(len(everything) + 1):

@@ -13,10 +13,12 @@ from hypothesis import strategies as st
 
 from crucible.dataset import IterableDataset
 from crucible.errors import CorruptFile, CrucibleError, SchemaConflict, SourceUnavailable, StoreError, UsageError
-from crucible.iterate import ShardReader, Share, read_blocks
+from crucible.iterate import ShardReader
 from crucible.manifest import Manifest
 from crucible.order import EpochOrder, OrderSpec, shard_rows
+from crucible.reading import read_blocks
 from crucible.refs import ShardInfo
+from crucible.share import Share
 from tests.fakes.shards import FolderSource, number_columns, number_split, write_split
 
 unhurried = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -82,8 +84,9 @@ class TestTakingRows:
         monkeypatch.setattr("crucible.iterate.OPEN_SHARDS", 5)
         stream = IterableDataset(*number_split(tmp_path, [1] * 50, local_bytes=1 << 30)).shuffle(1)
         assert sorted(row["id"] for row in stream) == list(range(50))
-        assert stream._reader is not None
-        assert stream._reader.open_shards == 5
+        reader = stream._leaves[0]._reader
+        assert reader is not None
+        assert reader.open_shards == 5
 
     def test_a_lane_reader_opens_each_shard_once_within_its_bound(self, tmp_path: Path) -> None:
         manifest, source = number_split(tmp_path, [10] * 40)
@@ -91,8 +94,8 @@ class TestTakingRows:
         bound = order.open_shards(1, 4)
         reader = ShardReader(manifest, source, most_open=bound)
         reader.block_rows = 8
-        for block in read_blocks(reader, order, Share(1, 4)):
-            assert block.table.num_rows <= 8
+        for block in read_blocks(order, Share(1, 4), order.total, reader.block_rows):
+            assert reader.take(block.ids).num_rows <= 8
             assert reader.open_shards <= bound
         assert bound == 2 * 3
         assert source.note()["disk"] <= 2 * len(order.shards_of_rank(1, 4))  # a block may straddle two windows
@@ -141,7 +144,7 @@ class TestShardsThatAreNotWhatTheyShouldBe:
         path_of(source, manifest, 1).unlink()
         reader = ShardReader(manifest, source)
         with pytest.raises(SourceUnavailable):
-            list(read_blocks(reader, EpochOrder([5, 5, 5], OrderSpec()), Share()))
+            reader.take(np.arange(15))
 
     @pytest.mark.parametrize(
         "spoil",
@@ -196,42 +199,3 @@ class Evicting(FolderSource):
     def path(self, manifest: Manifest, shard: ShardInfo) -> Path:
         self.evictions -= 1
         return super().path(manifest, shard) if self.evictions < 0 else self.folder / "gone.arrow"
-
-
-class TestShares:
-    @unhurried
-    @given(
-        total=st.integers(0, 200),
-        world=st.integers(1, 5),
-        workers=st.integers(1, 4),
-        unit=st.integers(1, 9),
-        start=st.integers(0, 40),
-        drop_last=st.booleans(),
-    )
-    def test_workers_together_read_the_units_of_their_rank_in_turn(
-        self, total: int, world: int, workers: int, unit: int, start: int, drop_last: bool
-    ) -> None:
-        """A DataLoader's consumer takes a unit from each worker in turn, and sees the stream of the rank alone."""
-        for rank in range(world):
-            alone = Share(rank, world, unit=unit, start=start, drop_last=drop_last)
-            expected = [alone.positions(total, k, k + 1).tolist() for k in range(alone.units(total))]
-            team = [Share(rank, world, worker, workers, unit, start, drop_last) for worker in range(workers)]
-            units = [share.units(total) for share in team]
-            seen = [
-                team[k % workers].positions(total, k // workers, k // workers + 1).tolist() for k in range(sum(units))
-            ]
-            assert seen == expected
-            assert all(len(one) == unit for one in (expected if drop_last else expected[:-1]))
-
-    @unhurried
-    @given(st.integers(0, 200), st.integers(1, 5), st.integers(1, 9), st.integers(0, 40))
-    def test_dropping_the_last_batch_leaves_all_ranks_with_as_many(
-        self, total: int, world: int, unit: int, start: int
-    ) -> None:
-        counts = {Share(rank, world, unit=unit, start=start, drop_last=True).units(total) for rank in range(world)}
-        assert len(counts) == 1
-
-    @pytest.mark.parametrize("bad", [{"rank": 1}, {"worker": 1}, {"unit": 0}, {"start": -1}])
-    def test_a_share_that_makes_no_sense_is_refused(self, bad: dict[str, int]) -> None:
-        with pytest.raises(UsageError):
-            Share(**bad)  # type: ignore[arg-type]

@@ -1,0 +1,83 @@
+"""Datasets made of datasets: one after the other, or mixed. And a rank's share of one, under the name `datasets` has."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from crucible.dataset import IterableDataset
+from crucible.errors import UsageError
+from crucible.mix import MixSpec, Stop
+from crucible.reading import Leaf, joined_features
+from crucible.shaping import Delivery
+from crucible.streams import Mixed, Stream, Sum
+
+
+def concatenate_datasets(dsets: Sequence[IterableDataset]) -> IterableDataset:
+    """The rows of `dsets` one dataset after the other; `shuffle` then shuffles all of them together.
+
+    The columns are those of all of them; one that a dataset lacks is null there. Raises SchemaConflict, naming both
+    datasets, when a column has two types.
+    """
+    leaves, streams, out = _joined(dsets, "concatenate_datasets")
+    return IterableDataset.of(leaves, Sum(streams), out)
+
+
+def interleave_datasets(
+    datasets: Sequence[IterableDataset],
+    probabilities: Sequence[float] | None = None,
+    seed: int | None = None,
+    stopping_strategy: Stop = "first_exhausted",
+) -> IterableDataset:
+    """The rows of `datasets` in turn, or mixed by `probabilities`: weights, which need not add up to 1.
+
+    `stopping_strategy` is that of `datasets`: `first_exhausted` ends with the first dataset that ends;
+    `all_exhausted` with the last, the others beginning again (in another order, if they are shuffled);
+    `all_exhausted_without_replacement` gives each row once.
+
+    The mix is a function of (weights, seed, epoch, position): each block of 1,024 rows has every dataset's share to a
+    row, in an order drawn for that block, so that a state goes on in it anywhere. Columns are as those of
+    `concatenate_datasets`.
+    """
+    leaves, streams, out = _joined(datasets, "interleave_datasets")
+    lengths = tuple(stream.total for stream in streams)
+    weights = None if probabilities is None else tuple(float(one) for one in probabilities)
+    spec = MixSpec(lengths, weights, 0 if seed is None else seed, stopping_strategy)
+    return IterableDataset.of(leaves, Mixed(streams, spec), out)
+
+
+def split_dataset_by_node(dataset: IterableDataset, rank: int, world_size: int) -> IterableDataset:
+    """`dataset.shard(rank, world_size)`: the rows of this rank, balanced to a row."""
+    _check([dataset], "split_dataset_by_node")
+    return dataset.shard(rank, world_size)
+
+
+def _joined(dsets: Sequence[IterableDataset], what: str) -> tuple[list[Leaf], tuple[Stream, ...], Delivery]:
+    _check(dsets, what)
+    leaves: list[Leaf] = []
+    streams: list[Stream] = []
+    rows = 0
+    for one in dsets:
+        out = one._out
+        if out.world_size != 1 or out.batch is not None:
+            raise UsageError(f"{what} comes before shard() and batch(): the ranks share what comes out of it")
+        if out.format != dsets[0]._out.format:
+            raise UsageError(f"{what}: one dataset has the format {dsets[0]._out.format!r}, another {out.format!r}")
+        streams.append(one._stream.shifted(rows))
+        leaves += [leaf.stepped(out.steps) for leaf in one._leaves]
+        rows += sum(leaf.num_rows for leaf in one._leaves)
+    shown = [(leaf.name, leaf.shown) for leaf in leaves]
+    joined_features([(name, features) for name, features in shown if features is not None])  # a conflict is told here
+    first = dsets[0]._out
+    given = next((one._out.given for one in dsets if one._stepped), first.format)
+    return leaves, tuple(streams), Delivery(format=first.format, given=given, end=first.end)
+
+
+def _check(dsets: Sequence[IterableDataset], what: str) -> None:
+    if not dsets:
+        raise UsageError(f"{what} needs at least one dataset")
+    for one in dsets:
+        if not isinstance(one, IterableDataset):
+            raise UsageError(
+                f"{what} is for streams (load_dataset(..., streaming=True), or dataset.to_iterable()); got "
+                f"{type(one).__name__}"
+            )

@@ -1,0 +1,330 @@
+"""Rows of a stream's leaves, brought together and turned into what a training loop receives, a unit at a time.
+
+Two ways lead there. Without functions of the user's everything stays Arrow until the end. With them rows become Python
+objects as soon as they are read, and the functions see them in the order of the stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from crucible.errors import CorruptFile, SchemaConflict, UsageError
+from crucible.iterate import FIRST_BLOCK_ROWS, ShardSource
+from crucible.manifest import Manifest
+from crucible.order import Int64s
+from crucible.output import SKIPPED, Format, OnBad, Output, shifted
+from crucible.share import VALID, Share
+from crucible.steps import Filter, Row, Rows, Step, as_columns, columns_after, merged, run_steps
+from crucible.streams import Walk
+from crucible.view import Split, View, ViewReader, shown_features
+
+if TYPE_CHECKING:
+    from crucible.feature_types import Feature
+
+
+class Leaf(Split):
+    """One split in a stream: where it comes from, which columns of it are read, and what happens to its rows alone."""
+
+    def __init__(self, manifest: Manifest, source: ShardSource, view: View, steps: tuple[Step, ...] = ()) -> None:
+        super().__init__(manifest, source, view)
+        self.steps = steps
+
+    def _with(self, view: View) -> Leaf:
+        return Leaf(self._manifest, self._source, view, self.steps)
+
+    def stepped(self, steps: Sequence[Step]) -> Leaf:
+        """With these steps after its own."""
+        return Leaf(self._manifest, self._source, self._view, (*self.steps, *steps))
+
+    @property
+    def name(self) -> str:
+        return f"{self._manifest.repo.repo_id} ({self._manifest.config}, {self._manifest.split})"
+
+    @property
+    def read(self) -> dict[str, Feature]:
+        """Column to plain feature, under the names and types of the view."""
+        return shown_features(self._manifest, self._columns)
+
+    @property
+    def shown(self) -> dict[str, Feature] | None:
+        """The same after its steps; None when a function makes the columns."""
+        read = self.read
+        columns = columns_after(list(read), self.steps)
+        if columns is None or None in columns.values():
+            return None
+        return {name: read[source] for name, source in columns.items() if source is not None}
+
+    @property
+    def source(self) -> ShardSource:
+        return self._source
+
+    def reader(self, most_open: int) -> ViewReader:
+        return self._opened(most_open)[0]
+
+    def bad(self, error: CorruptFile, row: int) -> None:
+        """Raise the error of a row with its place, or count it."""
+        self._bad(error, row)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Leaf, (self._manifest, self._source, self._view, self.steps)
+
+
+class Block(NamedTuple):
+    """Consecutive units of one process. All of them have `Share.unit` rows, but maybe the last of the epoch."""
+
+    ids: Int64s
+    """Row ids, in delivery order."""
+    valid: Any
+    """Of each row, False for padding; None where there is none."""
+    first_unit: int
+
+
+def read_blocks(walk: Walk, share: Share, total: int, block_rows: int) -> Iterator[Block]:
+    """The row ids of `share`, in delivery order, in blocks that grow to `block_rows` rows."""
+    units, done = share.units(total), 0
+    ahead = min(FIRST_BLOCK_ROWS, block_rows)
+    while done < units:
+        stop = min(units, done + max(1, ahead // share.unit))
+        positions = share.positions(total, done, stop)
+        valid = None
+        if share.padded and int(positions.max()) >= total:
+            valid = positions < total
+            positions = positions % total
+        yield Block(walk.rows(positions), valid, done)
+        done, ahead = stop, min(ahead * 2, block_rows)
+
+
+class UnitReader:
+    """The rows of some leaves in one format. One for each iteration; not shared by threads.
+
+    `given` is the format in which the first function of the user's sees rows. `most_open` shards stay mapped a leaf.
+    """
+
+    def __init__(
+        self, leaves: Sequence[Leaf], steps: Sequence[Step], given: Format, format_: Format, most_open: int
+    ) -> None:
+        self._leaves, self._steps, self._given, self._format = tuple(leaves), tuple(steps), given, format_
+        self._readers = [leaf.reader(most_open) for leaf in leaves]
+        self._stops = np.cumsum([leaf.num_rows for leaf in leaves])
+        self._own_steps = any(leaf.steps for leaf in leaves)
+        self._spare: Row | None = None
+        if format_ == "arrow" and (self._own_steps or steps) and given == "arrow":
+            raise UsageError("map and filter see rows, not tables: with_format('arrow') comes after them")
+
+    @property
+    def stepped(self) -> bool:
+        return self._own_steps or bool(self._steps)
+
+    @property
+    def block_rows(self) -> int:
+        return min(reader.block_rows for reader in self._readers)
+
+    @cached_property
+    def _features(self) -> dict[str, Feature]:
+        return joined_features([(leaf.name, leaf.read) for leaf in self._leaves])
+
+    @cached_property
+    def _schema(self) -> pa.Schema:
+        from crucible.feature_types import schema_of
+
+        return self._readers[0].schema if len(self._leaves) == 1 else schema_of(self._features)
+
+    @staticmethod
+    def _output(format_: Format, features: Mapping[str, Feature], schema: pa.Schema) -> Output:
+        from crucible.decode import decoder
+        from crucible.feature_types import dump_features
+
+        return Output(format_, None if format_ == "arrow" else decoder(dump_features(features), schema))
+
+    # --- Arrow all the way ---
+
+    @cached_property
+    def _last(self) -> Output:
+        return self._output(self._format, self._features, self._schema)
+
+    def take(self, ids: Int64s) -> pa.Table:
+        """The rows `ids`, in that order, with the columns of all leaves; one that a leaf lacks is null there."""
+        if len(self._leaves) == 1:
+            return self._readers[0].take(ids)
+        from crucible.casts import cast_batch
+
+        found, places = [], []
+        for number, here, local in self._by_leaf(ids):
+            table = self._readers[number].take(local)
+            batches = [cast_batch(batch, self._schema, self._leaves[number].name) for batch in table.to_batches()]
+            found.append(pa.Table.from_batches(batches, self._schema))
+            places.append(here)
+        if not found:
+            return self._schema.empty_table()
+        order = np.argsort(np.concatenate(places))
+        joined = pa.concat_tables(found)
+        return joined if len(found) == 1 else joined.combine_chunks().take(pa.array(order))
+
+    def _by_leaf(self, ids: Int64s) -> Iterator[tuple[int, Int64s, Int64s]]:
+        """(leaf, places in `ids`, rows of the leaf) for each leaf that has any."""
+        which = np.searchsorted(self._stops, ids, side="right")
+        for number in np.unique(which).tolist():
+            here = np.flatnonzero(which == number)
+            yield number, here, ids[here] - self._first(number)
+
+    def _first(self, number: int) -> int:
+        return int(self._stops[number - 1]) if number else 0
+
+    def _bad(self, ids: Int64s) -> OnBad:
+        """Told of row `number` of a table of `ids`."""
+
+        def bad(number: int, error: CorruptFile) -> None:
+            row = int(ids[number])
+            leaf = int(np.searchsorted(self._stops, row, side="right"))
+            self._leaves[leaf].bad(error, row - self._first(leaf))
+
+        return bad
+
+    def rows(self, block: Block, *, mask: bool) -> Iterator[Any]:
+        """One thing for each row of the block: the row, or SKIPPED."""
+        if self.stepped:
+            made = self._made(block, 0, mask=mask)
+            at = 0
+            for owner in range(len(block.ids)):
+                if at < len(made.owners) and made.owners[at] == owner:
+                    yield self._last.finish(made.rows[at])
+                    at += 1
+                else:
+                    yield SKIPPED
+            return
+        yield from self._last.rows(self._masked(block, mask=mask), self._bad(block.ids))
+
+    def batches(self, block: Block, share: Share, walk: Walk, total: int) -> Iterator[Any]:
+        """One thing for each unit of the block: its rows as a batch, or SKIPPED when none is left of it."""
+        mask, size = share.end == "mask", share.unit
+        if not self.stepped:
+            table, bad = self._masked(block, mask=mask), self._bad(block.ids)
+            for start in range(0, table.num_rows, size):
+                yield self._last.batch(table.slice(start, size), shifted(bad, start))
+            return
+        made = self._made(block, size, mask=mask)
+        at = 0
+        for unit in range(-(-len(block.ids) // size)):
+            stop = at
+            while stop < len(made.rows) and made.owners[stop] // size == unit:
+                stop += 1
+            rows, at = made.rows[at:stop], stop
+            if share.padded and len(rows) < size:
+                spare = self._padding(walk, total) | ({VALID: False} if mask else {})
+                rows = [*rows, *([spare] * (size - len(rows)))]
+            if rows:
+                yield self._last.collate(as_columns(rows))
+            elif share.end == "exact":
+                yield SKIPPED
+            else:  # all ranks have this batch, so it comes, with nothing in it
+                yield self._last.collate(dict.fromkeys(self._padding(walk, total), ()))
+
+    def _masked(self, block: Block, *, mask: bool) -> pa.Table:
+        table = self.take(block.ids)
+        if not mask:
+            return table
+        if VALID in table.column_names:
+            raise _two_of(VALID)
+        valid = np.ones(len(block.ids), dtype=bool) if block.valid is None else block.valid
+        return table.append_column(VALID, pa.array(valid))
+
+    # --- with functions of the user's ---
+
+    def _made(self, block: Block, unit: int, *, mask: bool) -> Rows:
+        """The rows of a block after all steps. Their owners are places in the block."""
+        ids, bad = block.ids, self._bad(block.ids)
+        if self._own_steps:
+            parts = []
+            for number, here, local in self._by_leaf(ids):
+                leaf, table = self._leaves[number], self._readers[number].take(local)
+                parts.append(self._run(leaf.steps, table, here, leaf.read, bad, unit))
+            made = run_steps(self._steps, merged(parts), unit)
+        else:
+            made = self._run(self._steps, self.take(ids), np.arange(len(ids)), self._features, bad, unit)
+        if mask:
+            for row, owner in zip(made.rows, made.owners):
+                if VALID in row:
+                    raise _two_of(VALID)
+                row[VALID] = block.valid is None or bool(block.valid[owner])
+        return made
+
+    def _run(
+        self,
+        steps: Sequence[Step],
+        table: pa.Table,
+        places: Int64s,
+        features: Mapping[str, Feature],
+        bad: OnBad,
+        unit: int,
+    ) -> Rows:
+        """`steps` on a table whose row i stands at `places[i]` of the block.
+
+        Filters in front that name their columns see nothing else, so what they leave out is never decoded.
+        """
+        for step in steps:
+            if not isinstance(step, Filter) or step.call.columns is None:
+                break
+            names = list(dict.fromkeys(step.call.columns))
+            missing = [name for name in names if name not in table.column_names]
+            if missing:
+                raise UsageError(f"filter: no column {missing[0]!r}; there are: {', '.join(table.column_names)}")
+            seen = self._python(table.select(names), places, {name: features[name] for name in names}, bad)
+            kept = np.flatnonzero(np.isin(places, step.apply(seen, unit).owners))
+            table, places, steps = table.take(pa.array(kept)), places[kept], steps[1:]
+        return run_steps(steps, self._python(table, places, features, bad), unit)
+
+    def _python(self, table: pa.Table, places: Int64s, features: Mapping[str, Feature], bad: OnBad) -> Rows:
+        output = self._output(self._given, features, table.schema)
+        rows, owners = [], []
+        for owner, row in zip(
+            places.tolist(), output.rows(table, lambda number, error: bad(int(places[number]), error))
+        ):
+            if row is not SKIPPED:
+                rows.append(row)
+                owners.append(owner)
+        return Rows(rows, owners)
+
+    def _padding(self, walk: Walk, total: int) -> Row:
+        """What fills a batch of which filters left too little: the first row of the epoch that they let pass."""
+        for start in range(0, 0 if self._spare else total, FIRST_BLOCK_ROWS):
+            ids = walk.rows(np.arange(start, min(total, start + FIRST_BLOCK_ROWS)))
+            made = self._made(Block(ids, None, 0), len(ids), mask=False)
+            if made.rows:
+                self._spare = made.rows[0]
+                break
+        if self._spare is None:
+            raise UsageError("the filters let no row of the epoch pass, so there is none to fill a batch with")
+        return self._spare
+
+
+def _two_of(name: str) -> UsageError:
+    return UsageError(f"end='mask' adds a column {name!r}, and there is one: rename it first")
+
+
+def joined_features(parts: Sequence[tuple[str, Mapping[str, Feature]]]) -> dict[str, Feature]:
+    """The columns of all parts, each (name, features), in order of first appearance, as `datasets` aligns them.
+
+    Raises SchemaConflict, naming both, when two have a column of one name and other types; nulls fit any type.
+    """
+    found: dict[str, tuple[str, Feature]] = {}
+    for part, features in parts:
+        for name, feature in features.items():
+            known = found.get(name)
+            if known is None or _is_null(known[1]):
+                found[name] = (part, feature)
+            elif known[1] != feature and not _is_null(feature):
+                raise SchemaConflict(name, part, _said(feature), known[0], _said(known[1]))
+    return {name: feature for name, (_, feature) in found.items()}
+
+
+def _is_null(feature: Feature) -> bool:
+    return bool(feature.get("_type") == "Value" and feature.get("dtype") == "null")
+
+
+def _said(feature: Feature) -> str:
+    return str(feature.get("dtype") or feature.get("_type") or "a struct")

@@ -1,0 +1,223 @@
+"""What happens to rows after they were read: functions of the user's, and columns chosen or renamed after them.
+
+A step sees rows as Python dicts (or as the format had them when the first step was added). Each row carries its owner,
+the number of the position it came from: a filter leaves out rows and a batched map may make other numbers of them, but
+where a reader is, and so its state, is told in positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from crucible.errors import UsageError
+
+Row = dict[str, Any]
+
+
+class Rows(NamedTuple):
+    """Rows in order, each with its owner: a number that never falls from one row to the next."""
+
+    rows: list[Row]
+    owners: list[int]
+
+
+@dataclass(frozen=True)
+class Call:
+    """A function of the user's and what it is called with."""
+
+    function: Callable[..., Any]
+    columns: tuple[str, ...] | None = None
+    """Its positional arguments, each a column; None: one argument, the row or the batch."""
+    keywords: Mapping[str, Any] = field(default_factory=dict)
+    batch: int | None = None
+    """It is given dicts of lists of at most so many rows; None: a row at a time."""
+
+    def __call__(self, given: Mapping[str, Any]) -> Any:
+        if self.columns is None:
+            return self.function(given, **self.keywords)
+        return self.function(*(self.column(given, name) for name in self.columns), **self.keywords)
+
+    @staticmethod
+    def column(given: Mapping[str, Any], name: str) -> Any:
+        if name not in given:
+            raise UsageError(f"no column {name!r} for the function to read; the row has: {', '.join(given)}")
+        return given[name]
+
+    @property
+    def name(self) -> str:
+        return getattr(self.function, "__name__", type(self.function).__name__)
+
+
+@dataclass(frozen=True)
+class Map:
+    """What the function returns is added to the row, over what has the same name."""
+
+    call: Call
+    remove: tuple[str, ...] = ()
+    """Columns of the row that go; a column that the function returns stays, whatever its name."""
+
+    def apply(self, given: Rows, unit: int) -> Rows:
+        if self.call.batch is not None:
+            return _joined(self._batch(part) for part in batches(given, self.call.batch, unit))
+        return Rows([self._row(row) for row in given.rows], given.owners)
+
+    def _row(self, row: Row) -> Row:
+        made = self.call(row)
+        if made is not None and not isinstance(made, Mapping):
+            raise UsageError(f"map: {self.call.name} has to return a dict (or None), and returned {_kind(made)}")
+        kept = {name: value for name, value in row.items() if name not in self.remove}
+        return {**kept, **(made or {})}
+
+    def _batch(self, given: Rows) -> Rows:
+        columns = as_columns(given.rows)
+        made = self.call(columns)
+        if made is not None and not isinstance(made, Mapping):
+            raise UsageError(f"map: {self.call.name} has to return a dict of lists, and returned {_kind(made)}")
+        made = made or {}
+        kept = {name: values for name, values in columns.items() if name not in self.remove and name not in made}
+        lengths = {name: len(values) for name, values in (*kept.items(), *made.items())}
+        counts = {len(values) for values in made.values()} or {len(given.rows)}
+        if len(counts) > 1 or (kept and counts != {len(given.rows)}):
+            raise UsageError(
+                f"map: {self.call.name} made columns of other lengths than the {len(given.rows)} rows it got "
+                f"({lengths}); a function that changes the number of rows needs remove_columns for those that stay"
+            )
+        count = counts.pop()
+        owners = given.owners if count == len(given.rows) else [given.owners[0]] * count if given.owners else []
+        columns = {**kept, **made}
+        names = list(columns)
+        return Rows([dict(zip(names, values)) for values in zip(*columns.values())] if names else [], owners)
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Rows for which the function says no are left out."""
+
+    call: Call
+
+    def apply(self, given: Rows, unit: int) -> Rows:
+        if self.call.batch is not None:
+            return _joined(self._batch(part) for part in batches(given, self.call.batch, unit))
+        return _kept(given, [bool(self.call(row)) for row in given.rows])
+
+    def _batch(self, given: Rows) -> Rows:
+        said = list(self.call(as_columns(given.rows)))
+        if len(said) != len(given.rows):
+            raise UsageError(f"filter: {self.call.name} got {len(given.rows)} rows and answered for {len(said)}")
+        return _kept(given, [bool(one) for one in said])
+
+
+@dataclass(frozen=True)
+class Pick:
+    """These columns, in this order, under these names. `{old: new}`."""
+
+    columns: Mapping[str, str]
+
+    def apply(self, given: Rows, unit: int) -> Rows:  # noqa: ARG002
+        return Rows(
+            [{new: Call.column(row, old) for old, new in self.columns.items()} for row in given.rows], given.owners
+        )
+
+
+@dataclass(frozen=True)
+class Rename:
+    """Other names, `{old: new}`, or none (`{old: None}`: the column goes); the other columns stay as they are."""
+
+    columns: Mapping[str, str | None]
+
+    def apply(self, given: Rows, unit: int) -> Rows:  # noqa: ARG002
+        made = []
+        for row in given.rows:
+            for old in self.columns:
+                Call.column(row, old)
+            named = {name: self.columns.get(name, name) for name in row}
+            made.append({new: row[old] for old, new in named.items() if new is not None})
+        return Rows(made, given.owners)
+
+
+Step = Map | Filter | Pick | Rename
+
+
+def keeps_rows(steps: Sequence[Step]) -> bool:
+    """True when these steps give one row for each row, as far as can be said without calling anything."""
+    return all(isinstance(step, (Pick, Rename)) or (isinstance(step, Map) and not step.call.batch) for step in steps)
+
+
+def columns_after(names: Sequence[str] | None, steps: Sequence[Step]) -> dict[str, str | None] | None:
+    """Shown name to the name among `names` that it had before, which is None if a function may have made it.
+
+    None altogether after a `Map`, whose columns nobody knows before it is called, and when `names` are not known.
+    """
+    known: dict[str, str | None] | None = None if names is None else {name: name for name in names}
+    for step in steps:
+        if isinstance(step, Map):
+            known = None
+        elif isinstance(step, Pick):
+            known = {new: None if known is None else known[old] for old, new in step.columns.items()}
+        elif isinstance(step, Rename) and known is not None:
+            renamed = {step.columns.get(name, name): source for name, source in known.items()}
+            known = {name: source for name, source in renamed.items() if name is not None}
+    return known
+
+
+def run_steps(steps: Sequence[Step], given: Rows, unit: int) -> Rows:
+    """The rows after all steps. Rows are batched inside units of `unit` owners (0: over them, for rows one by one).
+
+    Raises what a function raises, and UsageError for what a function should not return.
+    """
+    for step in steps:
+        count = len(given.rows)
+        given = step.apply(given, unit)
+        if not unit and isinstance(step, Map) and len(given.rows) != count:
+            raise UsageError(
+                f"map: {step.call.name} got {count} rows and made {len(given.rows)}; read such a dataset in batches "
+                "(`.batch(n)`: the rows made of n), so that its position can be told"
+            )
+    return given
+
+
+def batches(given: Rows, size: int, unit: int) -> Iterator[Rows]:
+    """Runs of at most `size` rows that do not reach over the end of a unit."""
+    start = 0
+    while start < len(given.rows):
+        stop = min(len(given.rows), start + size)
+        if unit:
+            here = given.owners[start] // unit
+            while given.owners[stop - 1] // unit != here:
+                stop -= 1
+        yield Rows(given.rows[start:stop], given.owners[start:stop])
+        start = stop
+
+
+def merged(parts: Sequence[Rows]) -> Rows:
+    """The rows of all parts in the order of their owners."""
+    owners = [owner for part in parts for owner in part.owners]
+    rows = [row for part in parts for row in part.rows]
+    order = sorted(range(len(rows)), key=owners.__getitem__)  # stable: rows of one owner stay in their order
+    return Rows([rows[place] for place in order], [owners[place] for place in order])
+
+
+def as_columns(rows: Sequence[Row]) -> dict[str, list[Any]]:
+    """Rows as a dict of lists; a row that lacks a column has None there."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: [row.get(name) for row in rows] for name in names}
+
+
+def _kept(given: Rows, keep: Sequence[bool]) -> Rows:
+    chosen = [number for number, kept in enumerate(keep) if kept]
+    return Rows([given.rows[number] for number in chosen], [given.owners[number] for number in chosen])
+
+
+def _joined(parts: Iterator[Rows]) -> Rows:
+    rows: list[Row] = []
+    owners: list[int] = []
+    for part in parts:
+        rows += part.rows
+        owners += part.owners
+    return Rows(rows, owners)
+
+
+def _kind(value: object) -> str:
+    return f"{type(value).__name__} ({str(value)[:60]})"
