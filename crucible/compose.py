@@ -1,4 +1,4 @@
-"""Datasets made of datasets: one after the other, or mixed. And a rank's share of one, under the name `datasets` has."""
+"""Datasets made of datasets: one after the other, or mixed. And a rank's share of one, by the name `datasets` has."""
 
 from __future__ import annotations
 

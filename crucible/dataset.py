@@ -323,7 +323,7 @@ class IterableDataset(Shaped):
     def _with(self, leaves: tuple[Leaf, ...], out: Delivery) -> IterableDataset:
         made = IterableDataset.of(leaves, self._stream, out, self._epoch)
         made._walk, made._resume_at = self._walk, self._resume_at
-        made._progress = _Progress.at(self._progress.position)
+        made._progress = _Progress.at(self._resume_at or 0)  # where its first iteration will start
         return made
 
     # --- pickling, and torch ---
