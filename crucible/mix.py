@@ -11,8 +11,12 @@ shares  Sources are the leaves of a Huffman tree over integer weights. Of the fi
         has a number that follows from n alone, never falls as n grows, and adds up to n. It is under two rows from
         the ideal: an inner node has at most 2/3 of its parent (its sibling is no lighter than its heavier child), so
         errors of 1/2 a level stay under 1/2 / (1 - 2/3) = 3/2 in inner nodes, and under 1/2 + 3/2 in leaves.
-blocks  The rows of each `BLOCK` positions are permuted by a key drawn from (seed, epoch, block). So the mix looks
-        random nearby, and is exact at each multiple of `BLOCK`.
+blocks  The rows of each 1,024 positions are permuted by a key drawn from (seed, epoch, block). So the mix looks random
+        nearby, and is exact at each multiple of 1,024.
+lanes   A rank of R reads the positions p = r (mod R), and holds the lanes l = r (mod R) of each source (see
+        crucible.order); row q of a source is in its lane q mod P. So inside a block, of 256 P positions then, rows go
+        to the positions p = q (mod P). A lane of a block has room for 256 rows, and as each source has rows for each
+        lane that differ by one at most, few find their lane full: they go to where there is room.
 ends    The tree also says after how many rows a source has given its c-th. There the mix ends (or, without
         replacement, a phase: the source drops out and the rest go on with their weights). The row that ends it stays
         last in its block. So where a mix ends does not depend on seed or epoch.
@@ -39,11 +43,13 @@ from crucible.refs import canonical_json
 Stop = Literal["first_exhausted", "all_exhausted", "all_exhausted_without_replacement"]
 
 BLOCK = 1024
-"""Positions that are permuted together. Part of what a position means: it never changes."""
+"""Positions that are permuted together, or more with lanes. Part of what a position means: it never changes."""
+
+_LANE_BLOCK = 256  # positions of one lane that are permuted together; never changes either
 
 _PARTS = 1 << 31  # weights are whole numbers of about this sum: two of them multiplied fit 63 bits
 _END = 1 << 62  # no mix is longer, so that positions and all sums of them are int64
-_RECENT = 8  # blocks that a Mix remembers
+_RECENT = 4  # blocks that a Mix remembers
 _GOLDEN = 0x9E3779B97F4A7C15
 
 
@@ -60,18 +66,25 @@ class MixSpec:
     """`first_exhausted`: the mix ends with the last row of the source that is through first. `all_exhausted`: sources
     begin again until each was read once. `all_exhausted_without_replacement`: a source that is through drops out, so
     that each row comes exactly once."""
+    lanes: tuple[int, ...] | None = None
+    """P of each source's order, so that rows go to the ranks that hold them. Sources with another P than the largest go
+    anywhere, as does all of a mix in turns. A source's rows then come in their order in each lane, not over all."""
 
     def __post_init__(self) -> None:
         # Plain numbers, because numpy's would wrap around below, and a state could not be written as JSON.
         object.__setattr__(self, "lengths", tuple(int(rows) for rows in self.lengths))
         if self.weights is not None:
             object.__setattr__(self, "weights", tuple(float(weight) for weight in self.weights))
+        if self.lanes is not None:
+            object.__setattr__(self, "lanes", tuple(int(lanes) for lanes in self.lanes))
         if self.stop not in get_args(Stop):
             raise UsageError(f"no such stopping strategy: {self.stop!r}; there are {', '.join(get_args(Stop))}")
         if not self.lengths or min(self.lengths) < 0:
             raise UsageError(f"a mix needs at least one source, and lengths of 0 or more, got {self.lengths}")
         if self.seed < 0:
             raise UsageError(f"the seed of a mix must be 0 or more, got {self.seed}")
+        if self.lanes is not None and (len(self.lanes) != len(self.lengths) or min(self.lanes) < 1):
+            raise UsageError(f"{len(self.lengths)} sources need as many lanes of 1 or more, got {self.lanes}")
         if self.weights is None:
             return
         if len(self.weights) != len(self.lengths):
@@ -108,7 +121,13 @@ class Mix:
         if self.total >= _END:
             raise UsageError(f"the mix would have {self.total} rows; raise the smallest weight, or stop earlier")
         self._starts: Int64s = np.array([phase.start for phase in self._phases], dtype=np.int64)
-        blocks = [-(-phase.rows // BLOCK) for phase in self._phases]
+        self._lengths: Int64s = np.array(spec.lengths, dtype=np.int64)
+        self._lanes = max(spec.lanes or (1,))
+        self._in_lanes = np.array(spec.lanes or (1,) * len(spec.lengths)) == self._lanes
+        self.block = max(BLOCK, _LANE_BLOCK * self._lanes)
+        """Positions that are permuted together; at its multiples (counted anew where a source dropped out) shares are
+        exact."""
+        blocks = [-(-phase.rows // self.block) for phase in self._phases]
         self._first_block: Int64s = np.cumsum([0, *blocks], dtype=np.int64)[:-1]
         digest = hashlib.sha256(canonical_json(["crucible mix 1", spec.seed, epoch])).digest()
         self._key = int.from_bytes(digest[:8], "little")
@@ -127,7 +146,7 @@ class Mix:
         flat = positions.reshape(-1).astype(np.int64, copy=False)
         phase = np.searchsorted(self._starts, flat, side="right") - 1
         inside = flat - self._starts[phase]
-        piece = phase if self.spec.weights is None else self._first_block[phase] + inside // BLOCK
+        piece = phase if self.spec.weights is None else self._first_block[phase] + inside // self.block
         source, index = np.empty_like(flat), np.empty_like(flat)
         by = np.argsort(piece, kind="stable")
         cuts = np.flatnonzero(np.diff(piece[by])) + 1
@@ -136,8 +155,9 @@ class Mix:
             if self.spec.weights is None:
                 source[same], index[same] = at.turn(inside[same])
             else:
-                sources, indexes = self._block(at, int(inside[same[0]]) // BLOCK, int(piece[same[0]]))
-                source[same], index[same] = sources[inside[same] % BLOCK], indexes[inside[same] % BLOCK]
+                sources, indexes = self._block(at, int(inside[same[0]]) // self.block, int(piece[same[0]]))
+                slot = inside[same] % self.block
+                source[same], index[same] = sources[slot], indexes[slot]
         return source.reshape(positions.shape), index.reshape(positions.shape)
 
     def before(self, position: int) -> Int64s:
@@ -152,10 +172,10 @@ class Mix:
         for earlier in self._phases[:number]:
             taken[earlier.sources] = earlier.taken(earlier.rows)
         inside = position - phase.start
-        whole = inside if self.spec.weights is None or inside == phase.rows else inside // BLOCK * BLOCK
+        whole = inside if self.spec.weights is None or inside == phase.rows else inside // self.block * self.block
         taken[phase.sources] = phase.taken(whole)
         if whole < inside:
-            block = whole // BLOCK
+            block = whole // self.block
             sources, _ = self._block(phase, block, int(self._first_block[number]) + block)
             taken += np.bincount(sources[: inside - whole], minlength=len(taken))
         return taken
@@ -166,7 +186,16 @@ class Mix:
         if known is None:
             # Scattered, because slots are numbered from it: else a block would be the one before, moved by a row.
             key = scattered(np.array([(self._key + number * _GOLDEN) % (1 << 64)], dtype=np.uint64))
-            known = phase.arranged(block, key)
+            low, high = block * self.block, min(phase.rows, (block + 1) * self.block)
+            sources, index = known = phase.arranged(low, high, key)
+            if self._lanes > 1:
+                wanted = np.where(self._in_lanes[sources], index % self._lengths[sources] % self._lanes, -1)
+                picked = np.arange(high - low)
+                free = high - low - (high == phase.rows)  # the row that ends a phase stays where it is
+                picked[:free] = _into_lanes(
+                    sources[:free], wanted[:free], (phase.start + low + picked[:free]) % self._lanes, self._lanes, key
+                )
+                known = sources[picked], index[picked]
             # Replaced, never changed: another thread goes on with what it has, and at worst a block is made twice.
             self._recent = dict([*self._recent.items(), (number, known)][-_RECENT:])
         return known
@@ -198,8 +227,8 @@ class _Phase:
         place = inside % len(self.sources)
         return self.sources[place], self.base[place] + inside // len(self.sources)
 
-    def arranged(self, block: int, key: UInt64s) -> tuple[Int64s, Int64s]:
-        low, high = block * BLOCK, min(self.rows, (block + 1) * BLOCK)
+    def arranged(self, low: int, high: int, key: UInt64s) -> tuple[Int64s, Int64s]:
+        """Source and index of the rows of a block of the phase's positions, permuted."""
         base = self.taken(low)
         counts = self.taken(high) - base
         loose, last = counts.copy(), np.empty(0, dtype=np.int64)
@@ -207,14 +236,48 @@ class _Phase:
             loose[self.last] -= 1
             last = np.array([self.last])
         places = np.repeat(np.arange(len(counts)), loose)
-        slots: UInt64s = scattered(np.arange(len(places), dtype=np.uint64) * np.uint64(_GOLDEN) + key)
-        # Slots are distinct, so an unstable sort still has one answer.
-        places = np.concatenate([places[np.argsort(slots)], last])
+        places = np.concatenate([places[_permutation(len(places), key)], last])
         index = np.empty_like(places)
         # A source's rows come in their order: the n-th place that holds it has its n-th row of the block.
-        by = np.argsort(places.astype(np.uint16 if len(counts) <= 1 << 16 else np.int64), kind="stable")
+        by = _sorted(places)
         index[by] = np.arange(len(places)) + np.repeat(base - (np.cumsum(counts) - counts), counts)
         return self.sources[places], index
+
+
+def _permutation(count: int, key: UInt64s) -> Int64s:
+    slots: UInt64s = scattered(np.arange(count, dtype=np.uint64) * np.uint64(_GOLDEN) + key)
+    return np.argsort(slots)  # they are distinct, so an unstable sort still has one answer
+
+
+def _sorted(numbers: Int64s) -> Int64s:
+    """A stable sort of sources or lanes: of 16 bits it is a radix sort."""
+    small = not numbers.size or int(numbers.max()) < 1 << 15
+    return np.argsort(numbers.astype(np.int16) if small else numbers, kind="stable")
+
+
+def _into_lanes(source: Int64s, wanted: Int64s, lane_of: Int64s, lanes: int, key: UInt64s) -> Int64s:
+    """Which row of a permuted block goes to each of its positions.
+
+    `source` and `wanted` are each row's source and lane (-1 for any), `lane_of` is each position's lane. Rows of one
+    source in one lane keep their order.
+    """
+    room = np.bincount(lane_of, minlength=lanes)
+    by = _sorted(wanted)
+    turn = np.empty_like(by)
+    turn[by] = np.arange(len(by)) - np.searchsorted(wanted[by], wanted[by])
+    moved = (wanted < 0) | (turn >= room[wanted])
+    left = np.repeat(np.arange(lanes), room - np.bincount(wanted[~moved], minlength=lanes))
+    key = scattered(key)
+    lane = wanted.copy()
+    lane[moved] = left[_permutation(len(left), key)]
+    # Permuted again: a source's rows go to the lanes in turn, so a lane's rows would come at an even pace, and at the
+    # same in all lanes.
+    again = _permutation(len(lane), scattered(key))
+    look = np.empty_like(source)
+    look[_sorted(lane_of)] = source[again[_sorted(lane[again])]]
+    picked = np.empty_like(by)
+    picked[_sorted(look * lanes + lane_of)] = _sorted(source * lanes + lane)
+    return picked
 
 
 class _Fork(NamedTuple):

@@ -37,7 +37,8 @@ def specs(draw: st.DrawFn, weighted: bool | None = None) -> MixSpec:
     weight = st.sampled_from([1.0, 2.0, 3.0, 0.7, 0.1, 1 / 3, 0.01, 0.001])
     lengths = draw(st.lists(rows, min_size=count, max_size=count))
     weights = draw(st.lists(weight, min_size=count, max_size=count))
-    return MixSpec(tuple(lengths), tuple(weights), draw(seeds), stop)
+    lanes = draw(st.none() | st.lists(st.sampled_from([1, 4, 6]), min_size=count, max_size=count))
+    return MixSpec(tuple(lengths), tuple(weights), draw(seeds), stop, tuple(lanes) if lanes else None)
 
 
 def walk(mix: Mix) -> tuple[list[int], list[int]]:
@@ -78,11 +79,16 @@ class TestEveryPosition:
     @unhurried
     @given(specs(), st.integers(0, 3))
     def test_takes_the_next_row_of_its_source(self, spec: MixSpec, epoch: int) -> None:
-        source, index = walk(Mix(spec, epoch))
-        taken = [0] * len(spec.lengths)
-        for number, row in zip(source, index, strict=True):
-            assert row == taken[number]
-            taken[number] += 1
+        """With lanes: of those that go to the lane, and a block of the mix has the next rows of each source."""
+        mix = Mix(spec, epoch)
+        source, index = (np.array(found) for found in walk(mix))
+        lanes = max(spec.lanes or (1,))
+        for number in range(len(spec.lengths)):
+            mine = index[source == number]
+            assert np.array_equal(np.sort(mine), np.arange(len(mine)))
+            assert (np.abs(mine - np.arange(len(mine))) < mix.block).all()
+            for lane in range(lanes):
+                assert (np.diff(index[lane::lanes][source[lane::lanes] == number]) > 0).all()
 
     @unhurried
     @given(specs(), st.integers(0, 3), st.data())
@@ -112,7 +118,7 @@ class TestEveryPosition:
             mix.before(6)
 
     def test_is_the_same_for_all_threads_and_in_another_process(self) -> None:
-        mix = Mix(MixSpec((10**6,) * 4, (4, 3, 2, 1), 3, "all_exhausted_without_replacement"), 2)
+        mix = Mix(MixSpec((10**6,) * 4, (4, 3, 2, 1), 3, "all_exhausted_without_replacement", (4,) * 4), 2)
         asked = [np.arange(rank, 60 * BLOCK, 16) for rank in range(16)]
         fresh = [Mix(mix.spec, 2).at(p) for p in asked]
         with ThreadPoolExecutor(8) as pool:
@@ -132,6 +138,8 @@ class TestEveryPosition:
         assert "".join(map(str, walk(mix)[0])) == GOLDEN
         source, index = thousands().at(10**11 + np.arange(0, 3000, 300))
         assert list(zip(source.tolist(), (index - 2 * 10**10).tolist(), strict=True)) == GOLDEN_FAR
+        lanes = Mix(MixSpec((900, 500), (2, 1), 7, lanes=(4, 1)))
+        assert "".join(map(str, lanes.at(np.arange(40))[0])) == GOLDEN_LANES
 
 
 class TestTurns:
@@ -174,7 +182,7 @@ class TestWhereAMixByWeightsEnds:
     @unhurried
     @given(specs(weighted=True), seeds, st.integers(1, 100))
     def test_does_not_depend_on_seed_or_epoch(self, spec: MixSpec, seed: int, epoch: int) -> None:
-        other = Mix(MixSpec(spec.lengths, spec.weights, seed, spec.stop), epoch)
+        other = Mix(MixSpec(spec.lengths, spec.weights, seed, spec.stop, (8,) * len(spec.lengths)), epoch)
         assert other.total == Mix(spec).total
         assert other.before(other.total).tolist() == Mix(spec).before(other.total).tolist()
 
@@ -204,11 +212,15 @@ class TestWhereAMixByWeightsEnds:
 
 class TestShares:
     @unhurried
-    @given(st.lists(st.floats(1e-9, 1), min_size=1, max_size=40), st.integers(0, 2**40), seeds)
-    def test_are_exact_to_two_rows_at_every_block(self, weights: list[float], block: int, seed: int) -> None:
+    @given(
+        st.lists(st.floats(1e-9, 1), min_size=1, max_size=40), st.integers(0, 2**40), seeds, st.sampled_from([1, 64])
+    )
+    def test_are_exact_to_two_rows_at_every_block(
+        self, weights: list[float], block: int, seed: int, lanes: int
+    ) -> None:
         """Proof: in the head of crucible/mix.py. Weights are kept to 2**-31 of their sum, hence the second term."""
-        mix = Mix(MixSpec((2**55,) * len(weights), tuple(weights), seed))
-        position = min(block, mix.total // BLOCK) * BLOCK
+        mix = Mix(MixSpec((2**55,) * len(weights), tuple(weights), seed, lanes=(lanes,) * len(weights)))
+        position = min(block, mix.total // mix.block) * mix.block
         taken = mix.before(position)
         assert int(taken.sum()) == position
         total = sum(map(Fraction, weights))
@@ -245,12 +257,50 @@ class TestShares:
         assert left == set()
 
 
+class TestLanes:
+    """Rank r of R reads the positions p = r (mod R), and with P lanes holds those l = r (mod R) of every source."""
+
+    @staticmethod
+    def kept(mix: Mix, positions: np.ndarray[Any, np.dtype[np.int64]], held: list[int]) -> float:
+        """The part of the rows of the sources `held` that go to a rank which holds them."""
+        source, index = mix.at(positions)
+        lanes = max(mix.spec.lanes or ())
+        mine = np.isin(source, held)
+        row = index[mine] % np.array(mix.spec.lengths)[source[mine]]
+        return float((row % lanes == positions[mine] % lanes).mean())
+
+    @pytest.mark.parametrize("stop", get_args(Stop))
+    def test_keep_rows_with_the_ranks_that_hold_them(self, stop: Stop) -> None:
+        """By chance one row in P = 64 would be; also where sources begin again, or others dropped out."""
+        lengths, weights = (50_001, 70_777, 33_333, 90_001), (4, 3, 2, 1)
+        mix = Mix(MixSpec(lengths, weights, 4, stop, (64,) * 4))
+        assert self.kept(mix, np.arange(mix.total), [0, 1, 2, 3]) > 0.99
+
+    def test_of_many_sources_still_keep_most(self) -> None:
+        lengths = tuple(10**6 + 997 * number for number in range(40))
+        mix = Mix(MixSpec(lengths, tuple(1.0 + number % 7 for number in range(40)), 4, lanes=(64,) * 40))
+        assert self.kept(mix, np.arange(10 * mix.block), list(range(40))) > 0.99
+
+    def test_leave_sources_that_lie_everywhere_to_fill_the_gaps(self) -> None:
+        mix = Mix(MixSpec((10**7,) * 3, (0.5, 0.3, 0.2), 4, lanes=(64, 1, 64)))
+        positions = np.arange(5 * mix.block)
+        assert self.kept(mix, positions, [0, 2]) == 1.0
+        source, _ = mix.at(positions)
+        quarters = [source[quarter * mix.block // 4 :][: mix.block // 4] for quarter in range(20)]
+        assert all(0.25 < float((quarter == 1).mean()) < 0.35 for quarter in quarters)
+
+    def test_of_one_are_no_lanes(self) -> None:
+        spec = MixSpec((3000, 4000), (2, 1), 3)
+        assert walk(Mix(MixSpec((3000, 4000), (2, 1), 3, lanes=(1, 1)))) == walk(Mix(spec))
+
+
 class TestNearby:
     """The arrangement is fixed by the seed, so these numbers are the same on each run; the bounds are for one seed."""
 
-    @pytest.mark.parametrize("apart", [1, 2, 7, BLOCK])
-    def test_a_row_says_nothing_of_another(self, apart: int) -> None:
-        source, _ = thousands().at(np.arange(400 * BLOCK))
+    @pytest.mark.parametrize("lanes", [1, 64])
+    @pytest.mark.parametrize("apart", [1, 2, 7, 64, BLOCK])
+    def test_a_row_says_nothing_of_another(self, apart: int, lanes: int) -> None:
+        source, _ = Mix(MixSpec((10**12,) * 3, (0.5, 0.3, 0.2), 5, lanes=(lanes,) * 3)).at(np.arange(400 * BLOCK))
         pairs = source[: (len(source) // (2 * apart)) * 2 * apart].reshape(-1, 2, apart)
         first, second = pairs[:, 0].reshape(-1), pairs[:, 1].reshape(-1)
         seen = np.bincount(first * 3 + second, minlength=9).reshape(3, 3)
@@ -287,6 +337,8 @@ class TestWhatIsNoMix:
             ({"lengths": (3, 0), "weights": (1.0, 1.0)}, "source 1 has no rows.*leave the source out"),
             ({"lengths": (3, 4), "stop": "never"}, "no such stopping strategy: 'never'; there are first_exhausted"),
             ({"lengths": (3, 4), "seed": -1}, "seed .* got -1"),
+            ({"lengths": (3, 4), "lanes": (64,)}, "2 sources need as many lanes"),
+            ({"lengths": (3, 4), "lanes": (64, 0)}, "lanes of 1 or more"),
         ],
     )
     def test_is_refused_by_name(self, spec: dict[str, Any], says: str) -> None:
@@ -341,3 +393,4 @@ GOLDEN_FAR = [
     (0, 30000001211),
     (1, 10000000789),
 ]
+GOLDEN_LANES = "0000001010000000010101001100000110000110"
