@@ -13,6 +13,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from crucible.errors import UsageError
+from crucible.launch import LAUNCHERS, rank_of_environment
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
 _TRUE = {"1", "ON", "YES", "TRUE"}
@@ -71,6 +72,12 @@ class Settings:
     stall_s: float = 3.0
     """Seconds without a byte after which another source is asked for the rest, while this one may still wake up
     (CRUCIBLE_STALL)."""
+    stall_log_s: float = 10.0
+    """Seconds that a reader waits for a shard before the log says what for; then at 20, 40, ... (CRUCIBLE_STALL_LOG).
+    Longer than `stall_s`, so that a source that stalls has made way for another by then, and what is logged is worth
+    a look."""
+    ahead_bytes: int = 1 << 30
+    """Bytes of shards that a reader has fetched and not opened yet; 0: it fetches none ahead (CRUCIBLE_AHEAD)."""
     mirrors: tuple[str, ...] = ()
     """Endpoints that serve the same repos and are asked before the Hub, without a token (CRUCIBLE_MIRRORS)."""
     xet: bool = False
@@ -80,7 +87,7 @@ class Settings:
     def from_env(cls, environ: Mapping[str, str] | None = None) -> Settings:
         """Read the environment. Raises UsageError naming the variable that makes no sense."""
         env = os.environ if environ is None else environ
-        rank, world_size = _rank(env)
+        rank, world_size = rank_of_environment(env) or (None, None)
         return cls(
             home=home_dir(env),
             endpoint=check_endpoint(env.get("HF_ENDPOINT") or DEFAULT_ENDPOINT),
@@ -102,6 +109,8 @@ class Settings:
             streams=_count(env, "CRUCIBLE_STREAMS", 8),
             connections=_count(env, "CRUCIBLE_CONNECTIONS", 64),
             stall_s=_seconds(env, "CRUCIBLE_STALL", 3.0),
+            stall_log_s=_seconds(env, "CRUCIBLE_STALL_LOG", 10.0),
+            ahead_bytes=_size(env, "CRUCIBLE_AHEAD", 1 << 30, least=0),
             mirrors=tuple(
                 check_endpoint(part.strip()) for part in env.get("CRUCIBLE_MIRRORS", "").split(",") if part.strip()
             ),
@@ -109,9 +118,31 @@ class Settings:
         )
 
 
+MOST_DECODERS = 8
+"""Threads that decode in one rank, unless it is said otherwise: more of them wait for Python's lock on each other."""
+
+
+def decoders(environ: Mapping[str, str] | None = None) -> int:
+    """Threads that decode images in one rank, all of its DataLoader workers together; at least one.
+
+    CRUCIBLE_DECODERS, else this rank's share of the cores that its process may use, where the launcher says how many
+    ranks there are on a node.
+    """
+    env = os.environ if environ is None else environ
+    if env.get("CRUCIBLE_DECODERS"):
+        return _count(env, "CRUCIBLE_DECODERS", 1)
+    ranks = 1
+    for name in ("LOCAL_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "SLURM_NTASKS_PER_NODE"):
+        if env.get(name, "").isdecimal():
+            ranks = max(1, int(env[name]))
+            break
+    return max(1, min(MOST_DECODERS, len(os.sched_getaffinity(0)) // ranks))
+
+
 def node_settings() -> Settings:
     """The settings of a Ray worker: nobody's rank, whatever launcher its raylet was started in."""
-    return Settings.from_env({name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")})
+    launchers = {name for names in LAUNCHERS for name in names}
+    return Settings.from_env({name: value for name, value in os.environ.items() if name not in launchers})
 
 
 def home_dir(env: Mapping[str, str]) -> Path:
@@ -150,20 +181,6 @@ def _token(env: Mapping[str, str]) -> Token | None:
     return Token(value) if value else None
 
 
-def _rank(env: Mapping[str, str]) -> tuple[int | None, int | None]:
-    """RANK and WORLD_SIZE of the launcher, both or neither."""
-    names = [name for name in ("RANK", "WORLD_SIZE") if env.get(name)]
-    if len(names) == 1:
-        missing = "WORLD_SIZE" if names == ["RANK"] else "RANK"
-        raise UsageError(f"{names[0]} is set but {missing} is not; a launcher such as torchrun sets both")
-    if not names:
-        return None, None
-    rank, world = _integer(env, "RANK", 0), _integer(env, "WORLD_SIZE", 1)
-    if not 0 <= rank < world:
-        raise UsageError(f"RANK={rank} and WORLD_SIZE={world} do not fit: a rank is in [0, WORLD_SIZE)")
-    return rank, world
-
-
 def check_endpoint(value: str) -> str:
     """An http(s) origin without the slash at the end, or UsageError."""
     url = urlsplit(value)
@@ -184,10 +201,10 @@ def _flag(env: Mapping[str, str], name: str) -> bool:
     return env.get(name, "").upper() in _TRUE
 
 
-def _size(env: Mapping[str, str], name: str, default: int) -> int:
+def _size(env: Mapping[str, str], name: str, default: int, *, least: int = 1) -> int:
     size = parse_size(env[name], name) if env.get(name) else default
-    if size <= 0:
-        raise UsageError(f"{name} must be more than 0")
+    if size < least:
+        raise UsageError(f"{name} must be {'more than 0' if least else '0 or more'}")
     return size
 
 

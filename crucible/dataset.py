@@ -7,13 +7,14 @@ row is asked for, in the process that asks. Transforms return a new object; only
 from __future__ import annotations
 
 import operator
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from crucible.config import Settings
 from crucible.errors import UsageError
 from crucible.iterate import ShardSource
+from crucible.launch import rank_in, rank_of_environment, rank_of_libraries
 from crucible.manifest import Manifest
 from crucible.mapped import Dataset, DatasetDict
 from crucible.order import LANES, WINDOW, Mode, OrderSpec, Reshuffle, check_rank, deal, shard_rows
@@ -189,18 +190,19 @@ class IterableDataset(Shaped):
         return self._of(Repeated(self._stream, num_times))
 
     def shard(
-        self, rank: int | None = None, world_size: int | None = None, *, end: End | None = None
+        self, rank: int | None = None, world_size: int | None = None, *, group: Any = None, end: End | None = None
     ) -> IterableDataset:
-        """This rank's rows only. Without arguments: RANK and WORLD_SIZE of the launcher, else all rows.
+        """This rank's rows only. Without arguments: those of the launcher (module `launch`), else all rows.
 
+        `group` is a torch ProcessGroup, or a DeviceMesh of one dimension: where several ranks hold one model together,
+        that of the data-parallel ones (`shard(group=mesh["dp"])`), so that the others read the same rows.
         `end` says what becomes of rows that do not come out even (module `share`); by default all are delivered.
         """
-        if (rank is None) != (world_size is None):
-            raise UsageError("shard needs both rank and world_size, or neither to take them from the launcher")
+        if (rank is None) != (world_size is None) or (group is not None and rank is not None):
+            raise UsageError("shard needs both rank and world_size, or a group, or none to take them from the launcher")
         if rank is None or world_size is None:
-            settings = Settings.from_env()
-            rank = 0 if settings.rank is None else settings.rank
-            world_size = 1 if settings.world_size is None else settings.world_size
+            place = rank_of_environment(os.environ) or rank_of_libraries() if group is None else rank_in(group)
+            rank, world_size = place or (0, 1)
         check_rank(rank, world_size)
         end = self._out.end if end is None else check_end(end)
         return self._handed(rank=rank, world_size=world_size, end=end)

@@ -6,7 +6,7 @@ import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 import crucible
 from crucible.dataset import Dataset, IterableDataset
 from crucible.errors import SchemaConflict, StateMismatch, UsageError
+from crucible.share import End
 from tests.fakes.shards import number_split, write_split
 
 datasets = pytest.importorskip("datasets")
@@ -49,7 +50,7 @@ def length(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def even(row: dict[str, Any]) -> bool:
-    return row["id"] % 2 == 0
+    return bool(row["id"] % 2 == 0)
 
 
 def twice(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
@@ -288,7 +289,8 @@ class TestFunctions:
         one = make([3])
         assert one.filter(even).rename_column("id", "n").column_names == ["n", "text"]
         assert one.filter(even).select_columns("id").features == {"id": {"dtype": "int64", "_type": "Value"}}
-        assert one.map(length).column_names is one.map(length).features is None
+        assert one.map(length).column_names is None
+        assert one.map(length).features is None
         assert one.map(length).select_columns(["length"]).column_names == ["length"]
         assert "3 rows of columns" in repr(one.map(length))
 
@@ -321,12 +323,13 @@ class TestEnds:
 
     def test_an_empty_dataset_has_no_steps(self, make: Callable[..., IterableDataset], tmp_path: Path) -> None:
         empty = IterableDataset(*write_split(tmp_path, [pa.table({"id": pa.array([], pa.int64())})]))
-        for end in ("exact", "drop", "pad", "mask"):
+        for end in get_args(End):
             assert list(empty.batch(2, end=end)) == list(make([3]).take(0).batch(2, end=end)) == []
 
     def test_filters_leave_the_steps_of_all_ranks_equal(self, make: Callable[..., IterableDataset]) -> None:
         whole = make([12]).filter(lambda row: row["id"] == 5)
-        for end, sizes in (("drop", {0, 1}), ("pad", {2}), ("mask", {2})):
+        sizes_of: dict[End, set[int]] = {"drop": {0, 1}, "pad": {2}, "mask": {2}}
+        for end, sizes in sizes_of.items():
             got = [list(whole.shard(rank, 3).batch(2, end=end)) for rank in range(3)]
             assert [len(batches) for batches in got] == [2, 2, 2]
             assert {len(batch["id"]) for batches in got for batch in batches} == sizes

@@ -105,7 +105,7 @@ class TestOrder:
             lambda: stream.shard(rank=1),
             lambda: stream.shard(2, 2),
             lambda: stream.batch(0),
-            lambda: stream.with_format("jax"),
+            lambda: stream.with_format("tensorflow"),
             lambda: stream.select_columns(["id", "nope"]),
             lambda: stream.shuffle(-1),
         ]
