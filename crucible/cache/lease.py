@@ -20,6 +20,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from crucible.cache import journal
 from crucible.cache.journal import SUFFIX, Glance
@@ -73,7 +74,7 @@ class Lease:
         self._inode, self.mode = status.st_ino, status.st_mode & 0o777
         self._pid = os.getpid()
         self._lock = threading.Lock()
-        _PULSE.add(self)
+        PULSE.add(self)
 
     @staticmethod
     def create(names: Names, generation: int, file: SourceFile) -> Lease | None:
@@ -127,7 +128,7 @@ class Lease:
 
     def close(self, *, released: bool) -> None:
         """Let go. `released` says that nothing of this process touches the data file any more."""
-        _PULSE.discard(self)
+        PULSE.discard(self)
         if self._descriptor < 0:
             return
         if released and self._pid == os.getpid():
@@ -139,7 +140,7 @@ class Lease:
 
     def retire(self) -> None:
         """Let go, and take away this journal and, unless somebody followed, all before it."""
-        _PULSE.discard(self)
+        PULSE.discard(self)
         generations = range(self.generation, 0, -1) if not self.check() else ()
         self.close(released=False)
         for generation in generations:
@@ -148,7 +149,7 @@ class Lease:
 
     def withdraw(self) -> None:
         """Let go of a lease under which nothing was written: as if it had never been."""
-        _PULSE.discard(self)
+        PULSE.discard(self)
         ours = not self.check()
         self.close(released=not ours)
         if ours:
@@ -168,8 +169,16 @@ def _write(descriptor: int, data: bytes, at: int) -> None:
         data, at = data[written:], at + written
 
 
+class Beating(Protocol):
+    """Something of this process that others judge by its signs of life."""
+
+    def beat(self) -> bool:
+        """Give one; False when no more are needed. May be slow, must not raise."""
+        ...
+
+
 class _Pulse:
-    """The thread that touches the journals this process holds."""
+    """The thread that touches what this process holds: journals, and leases where a lock means nothing."""
 
     def __init__(self) -> None:
         self.forget()
@@ -177,10 +186,10 @@ class _Pulse:
     def forget(self) -> None:
         """After a fork: the leases are the parent's."""
         self._changed = threading.Condition()
-        self._leases: set[Lease] = set()
+        self._leases: set[Beating] = set()
         self._thread: threading.Thread | None = None
 
-    def add(self, lease: Lease) -> None:
+    def add(self, lease: Beating) -> None:
         with self._changed:
             if self._thread is None:
                 thread = threading.Thread(target=self._run, name="crucible-leases", daemon=True)
@@ -189,7 +198,7 @@ class _Pulse:
             self._leases.add(lease)
             self._changed.notify_all()
 
-    def discard(self, lease: Lease) -> None:
+    def discard(self, lease: Beating) -> None:
         with self._changed:
             self._leases.discard(lease)
 
@@ -206,8 +215,8 @@ class _Pulse:
                     self.discard(lease)
 
 
-_PULSE = _Pulse()
-os.register_at_fork(after_in_child=_PULSE.forget)
+PULSE = _Pulse()
+os.register_at_fork(after_in_child=PULSE.forget)
 
 
 class Silence:

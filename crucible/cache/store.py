@@ -6,6 +6,7 @@
 <home>/items/ab/<key>.json              an item whose shards are all there: what it gave
 <home>/manifests/<id>.json              content-addressed, never changed
 <home>/refs/<repo>/<revision>/<config>/<split>.json   where a name points: commit and manifest id
+<home>/leases/                          which shards each process of the node reads; see `holds`
 <home>/tmp/<host>-<pid>-<random>/       work in progress of one process; removed by it, or by the next one
 <home>/locks/<name>.lock                saves double work between processes; correctness never rests on it
 <home>/quarantine/                      shards whose bytes turned out wrong, kept for a look
@@ -33,6 +34,7 @@ from filelock import FileLock, Timeout
 from crucible.cache.blobs import BlobFolder
 from crucible.cache.disk import LOCK_WAIT_S, fsync_folder
 from crucible.cache.disk import disk_errors as disk_errors
+from crucible.cache.holds import Holds, LeaseBook, holds_of
 from crucible.errors import ManifestError, StoreError, StoreVersion
 from crucible.manifest import Manifest, manifest_from_json
 from crucible.refs import NodeId, RepoRef, ShardInfo, WorkItem, digest_of
@@ -60,6 +62,7 @@ class Store:
 
     def __init__(self, home: Path) -> None:
         self.home = home
+        self._leases = LeaseBook(home / "leases")
         try:
             found = (home / "VERSION").read_text().strip()
         except OSError:
@@ -101,6 +104,29 @@ class Store:
         with disk_errors(target), suppress(FileNotFoundError):
             target.parent.mkdir(parents=True, exist_ok=True)
             os.replace(self.shard_path(key), target)
+
+    @property
+    def holds(self) -> Holds:
+        """What this process has leased, and where it leases more."""
+        return holds_of(self.home)
+
+    def leased(self) -> set[str]:
+        """Keys of the shards that a living process of this node reads, or has fetched ahead."""
+        return self._leases.keys()
+
+    def evict(self, key: str) -> int:
+        """Remove a shard, unless somebody has leased it. Returns the bytes freed: 0 if it is leased, or not here.
+
+        Who leases it in this very moment finds it gone and fetches it again, or has it mapped and keeps it.
+        """
+        path = self.shard_path(key)
+        if self._leases.has(key):
+            return 0
+        with disk_errors(path), suppress(FileNotFoundError):
+            size = path.stat().st_size
+            path.unlink()
+            return size
+        return 0
 
     def shards(self) -> Iterator[tuple[str, int]]:
         """(key, size in bytes) of every visible shard, in no order."""

@@ -73,7 +73,7 @@ with folder(home).claim(FILE) as held:
                 attempt()
             except Exception as error:
                 say(type(error).__name__, "forked" in str(error))
-        assert not lease._PULSE._leases
+        assert not lease.PULSE._leases
         sys.exit(7)
     assert os.waitpid(pid, 0)[1] == 7 << 8
     assert not lease.Turn(home / "locks" / f"{FILE.oid}.lock").take()
