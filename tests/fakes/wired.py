@@ -143,14 +143,14 @@ class Wired:
         return head, body
 
     def _more(self, connection: socket.socket) -> bytes:
-        connection.settimeout(0.05)
         while not self._ended.is_set():
+            connection.settimeout(0.05)
             try:
                 data = connection.recv(65536)
             except TimeoutError:
                 continue
             finally:
-                connection.settimeout(WAIT_S)
+                connection.settimeout(WAIT_S)  # for what the handler sends
             if not data:
                 break
             return data
