@@ -9,7 +9,7 @@ from crucible.errors import UsageError
 from crucible.mix import MixSpec, Stop
 from crucible.reading import Leaf, joined_features
 from crucible.shaping import Delivery
-from crucible.streams import Mixed, Stream, Sum
+from crucible.streams import Mixed, Stream, Sum, lanes_of
 
 
 def concatenate_datasets(dsets: Sequence[IterableDataset]) -> IterableDataset:
@@ -34,14 +34,15 @@ def interleave_datasets(
     `all_exhausted` with the last, the others beginning again (in another order, if they are shuffled);
     `all_exhausted_without_replacement` gives each row once.
 
-    The mix is a function of (weights, seed, epoch, position): each block of 1,024 rows has every dataset's share to a
-    row, in an order drawn for that block, so that a state goes on in it anywhere. Columns are as those of
-    `concatenate_datasets`.
+    The mix is a function of (weights, seed, epoch, position): each block of rows (1,024, or 256 a lane of the shuffled
+    ones) has every dataset's share, in an order drawn for that block, so that a state goes on in it anywhere. Columns
+    are as those of `concatenate_datasets`.
     """
     leaves, streams, out = _joined(datasets, "interleave_datasets")
     lengths = tuple(stream.total for stream in streams)
     weights = None if probabilities is None else tuple(float(one) for one in probabilities)
-    spec = MixSpec(lengths, weights, 0 if seed is None else seed, stopping_strategy)
+    lanes = tuple(lanes_of(stream) for stream in streams)
+    spec = MixSpec(lengths, weights, 0 if seed is None else seed, stopping_strategy, lanes)
     return IterableDataset.of(leaves, Mixed(streams, spec), out)
 
 

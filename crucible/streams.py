@@ -207,7 +207,8 @@ class Mixed:
     def told(self) -> list[Any]:
         spec = self.spec
         weights = None if spec.weights is None else [float(one).hex() for one in spec.weights]
-        return ["mix", weights, spec.seed, spec.stop, *(part.told() for part in self.parts)]
+        lanes = None if spec.lanes is None else list(spec.lanes)
+        return ["mix", weights, spec.seed, spec.stop, lanes, *(part.told() for part in self.parts)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -241,6 +242,11 @@ def even_pieces(total: int) -> Int64s:
     if total % PIECE:
         pieces[-1] = total % PIECE
     return pieces
+
+
+def lanes_of(stream: Stream) -> int:
+    """P, where the stream is dealt in lanes, so that a mix can leave its rows with the ranks that hold them; else 1."""
+    return stream.spec.lanes if isinstance(stream, Shuffled) else 1
 
 
 def slice_of(stream: Stream, start: int, stop: int) -> Stream:
