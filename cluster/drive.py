@@ -279,6 +279,7 @@ def job_report(
         seconds=seconds,
         nodes=tuple((node, shards, size) for node, (shards, size) in sorted(born.items())),
         reused_items=reused,
+        partial=prepared.request.partial,
     )
 
 
@@ -300,4 +301,5 @@ def cached_report(job: str, prepared: Prepared, counts: Counts, seconds: float) 
         seconds=seconds,
         nodes=(),
         reused_items=sum(len(manifest.items) for manifest in prepared.manifests),
+        partial=prepared.request.partial,
     )

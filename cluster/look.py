@@ -59,6 +59,7 @@ def status(address: str | None = None) -> dict[str, Any]:
             "shards_here": sum(store.has_shard(shard) for shard in m.shards),
             "bytes": m.size,
             "manifest": m.id,
+            "partial": m.partial,
         }
         for m in store.manifests()
     ]

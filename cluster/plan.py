@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from crucible.cluster.builders import NAMED
 from crucible.cluster.place import assign
@@ -80,6 +80,28 @@ def item_requests(files: Sequence[SourceFile], *, part_bytes: int, streams: int)
 
 
 @dataclass(frozen=True, slots=True)
+class Fetch:
+    """What bringing something takes when nothing goes wrong."""
+
+    size: int
+    """Bytes from the Hub and its CDN."""
+    requests: int
+    """To both."""
+
+
+def item_fetch(files: Sequence[SourceFile], ranges: Mapping[str, Fetch], *, part_bytes: int, streams: int) -> Fetch:
+    """As `item_requests`, for an item of which some files come in ranges: path -> bytes and ranges of such a file."""
+    whole = [file for file in files if file.path not in ranges]
+    parts = [ranges[file.path] for file in files if file.path in ranges]
+    links = sum(file.lfs for file in files if file.path in ranges)
+    asked = item_requests(whole, part_bytes=part_bytes, streams=streams) + links
+    return Fetch(
+        sum(file.size for file in whole) + sum(part.size for part in parts),
+        asked + sum(part.requests for part in parts),
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class NodePlan:
     """What one node will do. Bytes of shards are estimates (`~`) unless the manifest is known already."""
 
@@ -119,6 +141,8 @@ class Plan:
     batch: int
     cached: bool
     """True when this node's store has the manifest already: the run moves nothing from the Hub."""
+    partial: bool = False
+    """True when only the ranges of some columns would come, which no hash can vouch for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +152,8 @@ class Cost:
     items: Sequence[WorkItem]
     shard_bytes: Mapping[int, int]
     """item index -> estimated bytes of its shards."""
+    fetches: Mapping[int, Fetch] = field(default_factory=dict)
+    """item index -> what bringing it takes, where that is not all of its files."""
 
 
 def cost(
@@ -154,12 +180,13 @@ def cost(
             if item.key in seen:  # the same content under another name: whoever comes second finds it done
                 continue
             seen.add(item.key)
-            one[1] += item.size
+            fetch = split.fetches.get(item.index) or item_fetch(item.files, {}, part_bytes=part_bytes, streams=streams)
+            one[1] += fetch.size
             made = split.shard_bytes[item.index]
             everything += made
             one[3] += made
-            one[4] += item_requests(item.files, part_bytes=part_bytes, streams=streams)
-            one[5] = max(one[5], item.size)
+            one[4] += fetch.requests
+            one[5] = max(one[5], fetch.size)
     copies = max(0, min(replicas, len(nodes)) - 1)
     plans = []
     for node, (items, hub, _, own, requests, biggest) in tallies.items():

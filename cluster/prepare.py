@@ -19,7 +19,7 @@ from crucible.cluster.patterns import BadPattern, Listing, has_magic
 from crucible.cluster.resolve import ResolvedConfig, ResolvedSplit, choose, resolve, resolve_files, with_settings
 from crucible.config import Settings
 from crucible.data_files import Patterns, literal_folder
-from crucible.errors import CorruptFile, OfflineMode, ScriptRepo
+from crucible.errors import CorruptFile, OfflineMode, ScriptRepo, UsageError
 from crucible.formats.footer import ParquetFooter, footer_tail, parse_footer
 from crucible.hub.cached import CachedRepo
 from crucible.hub.client import Repo, is_folder, open_repo
@@ -91,7 +91,13 @@ def prepare(
 def _options(options: ReadOptions, request: DataRequest) -> ReadOptions:
     features = options.features if request.features is None else request.features
     options = with_settings(options, {name: json.loads(value) for name, value in request.settings})
-    return replace(options, columns=request.columns, features=features)
+    if request.partial and (options.builder != "parquet" or options.param("filters") is not None):
+        what = "filtered by its card" if options.builder == "parquet" else f"of {options.builder} files"
+        raise UsageError(
+            f"{request.repo.repo_id} is {what}: only of plain parquet can a column come without the others; "
+            "leave out partial (--partial)"
+        )
+    return replace(options, columns=request.columns, features=features, partial=request.partial)
 
 
 def survey_repo(repo: Repo, pinned: RepoRef, request: DataRequest | None = None) -> tuple[ResolvedConfig, ...]:

@@ -6,15 +6,21 @@ named as one, for the bytes of shards that nobody has made yet.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from crucible.cluster.plan import Cost, Plan, cost
+from crucible.cluster.plan import Cost, Fetch, Plan, cost, item_fetch
 from crucible.cluster.prepare import Prepared, footers
 from crucible.config import Settings
-from crucible.hub.client import is_folder, open_repo
+from crucible.errors import CorruptFile
+from crucible.formats.chunks import Layout, parse_layout
+from crucible.formats.chunks import fetches as fetches_of
+from crucible.formats.footer import footer_tail
+from crucible.hub.client import Repo, is_folder, open_repo
 from crucible.manifest import Manifest
 from crucible.order import steps
-from crucible.refs import NodeId
+from crucible.parts import SMALL_BYTES, part_size
+from crucible.refs import ByteRange, NodeId, SourceFile, WorkItem
 from crucible.report import Tally
 from crucible.splits import count
 
@@ -31,16 +37,18 @@ def preview(
     spent = tally.counts.requests
     names = {NodeId(f"node-{number}"): 1.0 for number in range(nodes)}
     rows: int | None
+    fetches: list[dict[int, Fetch]]
     if prepared.cached:
         rows, source = count(prepared.request.split, {m.split: m.rows for m in prepared.manifests}), "manifest"
         splits = tuple(m.split for m in prepared.manifests)
         items = tuple(m.items for m in prepared.manifests)
         made = [_known_bytes(manifest) for manifest in prepared.manifests]
+        fetches = [{} for _ in items]
     else:
-        rows, source, made = _estimate(prepared, settings)
+        rows, source, made, fetches = _estimate(prepared, settings)
         splits = tuple(split.name for split in prepared.splits)
         items = prepared.items
-    costs = [Cost(part, sizes) for part, sizes in zip(items, made, strict=True)]
+    costs = [Cost(*split) for split in zip(items, made, fetches, strict=True)]
     per_node = cost(
         costs,
         names,
@@ -69,6 +77,7 @@ def preview(
         ranks=tuple(zip(epoch.rows, epoch.steps, strict=True)) if epoch else (),
         batch=batch,
         cached=prepared.cached,
+        partial=prepared.request.partial,
     )
 
 
@@ -79,16 +88,30 @@ def _known_bytes(manifest: Manifest) -> dict[int, int]:
     return sizes
 
 
-def _estimate(prepared: Prepared, settings: Settings) -> tuple[int | None, str, list[dict[int, int]]]:
-    """(rows, where from, per split: item -> estimated shard bytes), from footers where there are any."""
+def _estimate(
+    prepared: Prepared, settings: Settings
+) -> tuple[int | None, str, list[dict[int, int]], list[dict[int, Fetch]]]:
+    """(rows, where from, per split: item -> estimated shard bytes, item -> what bringing some columns of it takes).
+
+    From footers where there are any.
+    """
     rows: dict[str, int] = {}
     source = "footers"
     made: list[dict[int, int]] = []
+    fetches: list[dict[int, Fetch]] = []
     for split, items in zip(prepared.splits, prepared.items, strict=True):
-        if split.options.builder == "parquet":
+        fetches.append({})
+        if split.options.partial:
+            with open_repo(prepared.repo, settings, Tally()) as repo:
+                columns = split.options.columns or ()
+                found = {file.path: _layout(repo, prepared, file, columns) for file in split.files}
+            counted: int | None = sum(layout.footer.rows for layout, _ in found.values())
+            fetches[-1] = _fetches(items, found, settings)
+            made.append({index: fetch.size for index, fetch in fetches[-1].items()})
+        elif split.options.builder == "parquet":
             with open_repo(prepared.repo, settings, Tally()) as repo:
                 read = footers(repo, prepared.repo, split.files)
-            counted: int | None = sum(footer.rows for footer in read.values())
+            counted = sum(footer.rows for footer in read.values())
             made.append(
                 {i.index: sum(sum(size for _, size in read[f.path].row_groups) for f in i.files) for i in items}
             )
@@ -99,4 +122,31 @@ def _estimate(prepared: Prepared, settings: Settings) -> tuple[int | None, str, 
         if counted is not None:
             rows[split.name] = counted
     known = len(rows) == len(prepared.splits)
-    return count(prepared.request.split, rows) if known else None, source if known else "unknown", made
+    return count(prepared.request.split, rows) if known else None, source if known else "unknown", made, fetches
+
+
+def _layout(repo: Repo, prepared: Prepared, file: SourceFile, columns: Sequence[str]) -> tuple[Layout, list[ByteRange]]:
+    """Where the chunks of `columns` lie, by a file's footer, and the ranges that were read for it."""
+    read = [footer_tail(file.size)]
+    for _ in range(3):
+        found = parse_layout(file.path, file.size, repo.read(prepared.repo, file, read[-1]), columns)
+        if not isinstance(found, ByteRange):
+            return found, read
+        read.append(found)
+    raise CorruptFile(file.path, "its end", "the parquet footer never fits its own length")
+
+
+def _fetches(
+    items: Sequence[WorkItem], found: Mapping[str, tuple[Layout, list[ByteRange]]], settings: Settings
+) -> dict[int, Fetch]:
+    """item -> what bringing the wanted columns of its files takes, by what their footers say."""
+    part_bytes, streams = settings.part_bytes, settings.streams
+    fetches = {}
+    for item in items:
+        ranges = {
+            file.path: Fetch(*fetches_of(file, *found[file.path], most=part_size(file.size, streams, part_bytes)))
+            for file in item.files
+            if file.size >= SMALL_BYTES  # smaller ones come whole
+        }
+        fetches[item.index] = item_fetch(item.files, ranges, part_bytes=part_bytes, streams=streams)
+    return fetches

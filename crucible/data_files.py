@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from crucible.errors import UsageError
-from crucible.hub.client import repo_ref
+from crucible.hub.client import is_folder, repo_ref
 from crucible.refs import DataRequest, RepoRef
 from crucible.splits import is_split_name, parse_split
 
@@ -48,6 +48,7 @@ def data_request(
     data_files: DataFiles | None = None,
     features: Mapping[str, Any] | None = None,
     settings: Mapping[str, Any] | None = None,
+    partial: bool = False,
 ) -> DataRequest:
     """Check the arguments that name data. Raises UsageError."""
     builder = ""
@@ -55,6 +56,8 @@ def data_request(
         builder, (repo, data_files, data_dir) = repo, _of_this_disk(data_files, data_dir)
     if columns is not None and (not columns or isinstance(columns, str)):
         raise UsageError(f"columns must be a list of column names, got {columns!r}")
+    if partial and columns is None:
+        raise UsageError("partial brings only the ranges of some columns: name them with columns= (--columns a,b)")
     if split is not None:
         parse_split(split)
     ref = repo_ref(repo, revision)
@@ -68,6 +71,7 @@ def data_request(
         None if features is None else given_features(features),
         builder,
         _given_settings(settings or {}),
+        partial and not is_folder(ref.repo_id),  # the files of a folder are read where they lie, and all checked
     )
 
 

@@ -74,6 +74,11 @@ class Manifest:
         return self.cuts[number] if self.cuts else None
 
     @property
+    def partial(self) -> bool:
+        """True if the rows come from ranges of the source files, which were not checked against a hash."""
+        return any(item.options.partial for item in self.items)
+
+    @property
     def local_everywhere(self) -> bool:
         return self._order_bytes <= self.local_bytes
 
@@ -136,9 +141,11 @@ class Manifest:
 
     def to_dict(self) -> dict[str, Any]:
         told = {"format": FORMAT, **asdict(self)}
-        for file in (file for item in told["items"] for file in item["files"]):
-            for name in BESIDE_THE_POINT:
-                del file[name]
+        for made, item in zip(told["items"], self.items):
+            made["options"] = item.options.to_dict()
+            for file in made["files"]:
+                for name in BESIDE_THE_POINT:
+                    del file[name]
         for name in ("variant", "cuts"):
             if not told[name]:
                 del told[name]
@@ -187,6 +194,7 @@ def _item(raw: dict[str, Any]) -> WorkItem:
             params=tuple((name, value) for name, value in options["params"]),
             features=options["features"],
             columns=None if options["columns"] is None else tuple(options["columns"]),
+            partial=options.get("partial", False),
         ),
         shard_bytes=raw["shard_bytes"],
         key=raw["key"],

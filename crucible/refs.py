@@ -136,11 +136,13 @@ class DataRequest:
     """The format to read `data_files` as, of files that are no repo: no card counts, and nothing else is looked at."""
     settings: tuple[tuple[str, str], ...] = ()
     """(name, JSON value) of the reader's settings that the caller gives, before those of the card."""
+    partial: bool = False
+    """Bring only the ranges of `columns`, which no hash can vouch for."""
 
     @property
     def variant(self) -> str:
         """16 hex digits when the request says what else the card would, or nothing. Manifests are found by it too."""
-        named = ("data_files", "data_dir", "features", "builder", "settings")
+        named = ("data_files", "data_dir", "features", "builder", "settings", "partial")
         said = {name: value for name in named if (value := getattr(self, name))}
         return digest_of(said)[:16] if said else ""
 
@@ -158,6 +160,15 @@ class ReadOptions:
     params: tuple[tuple[str, str], ...] = ()
     features: str | None = None
     columns: tuple[str, ...] | None = None
+    partial: bool = False
+    """Of the files only the ranges of `columns` are brought, unchecked against a hash. Said only where it is so."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields, but `partial` only where it is true: names from before it was there stay what they are."""
+        told = asdict(self)
+        if not self.partial:
+            del told["partial"]
+        return told
 
     def param(self, name: str, default: Any = None) -> Any:
         for key, value in self.params:
@@ -206,7 +217,7 @@ def item_key(files: tuple[SourceFile, ...], options: ReadOptions, shard_bytes: i
     inputs = {
         "version": CONVERSION_VERSION,
         "files": [[file.oid, file.size] for file in files],
-        "options": asdict(options),
+        "options": options.to_dict(),
         "shard_bytes": shard_bytes,
     }
     return digest_of(inputs)

@@ -158,6 +158,8 @@ class JobReport:
     """(node, shards born there, their bytes)."""
     copies: int = 0
     reused_items: int = 0
+    partial: bool = False
+    """True when the rows come from ranges of the files, which were not checked against a hash."""
 
     @property
     def rows(self) -> int:

@@ -59,6 +59,7 @@ def load_dataset(
     streaming: bool = False,
     revision: str | None = None,
     columns: Sequence[str] | None = None,
+    partial: bool = False,
     endpoint: str | None = None,
     token: str | bool | None = None,
     **format_settings: Any,
@@ -70,7 +71,8 @@ def load_dataset(
     `split` all splits come, in a `DatasetDict` (a plain dict when `streaming`). `data_files` (a path or pattern, a list
     of them, or a dict of split to these) and `data_dir` choose other files of the repo than its card does; `features`
     gives the columns these types, whatever the card and the files say. `format_settings` are those of the files
-    (`sep=";"`, `field="data"`), before those of the card.
+    (`sep=";"`, `field="data"`), before those of the card. `partial` with `columns` brings only the ranges of those
+    columns of parquet files, which no hash can vouch for: docs/transfer.md says what is checked instead.
 
     What an earlier `prefetch` left on this node or on a peer is used; the rest is downloaded, verified and converted
     here, before this returns: whole splits, a slice being a view of its split. `columns` converts only those.
@@ -90,6 +92,7 @@ def load_dataset(
         data_files=data_files,
         features=features,
         settings=format_settings,
+        partial=partial,
     )
     manifests = {manifest.split: manifest for manifest in local_job(request, settings)[0]}
     kind = IterableDataset if streaming else Dataset
@@ -108,6 +111,7 @@ def prefetch(
     split: str | None = None,
     revision: str | None = None,
     columns: Sequence[str] | None = None,
+    partial: bool = False,
     data_dir: str | None = None,
     data_files: DataFiles | None = None,
     features: Mapping[str, Any] | None = None,
@@ -121,7 +125,8 @@ def prefetch(
 ) -> JobReport:
     """Bring a repo into the stores of a Ray cluster, each byte once, and return what was done.
 
-    `split`, `data_dir`, `data_files` and `features` are `load_dataset`'s; of a slice the whole split is brought.
+    `split`, `columns`, `partial`, `data_dir`, `data_files` and `features` are `load_dataset`'s; of a slice the whole
+    split is brought.
     `address` is a running cluster's (`auto` finds this machine's); without it, and without RAY_ADDRESS, Ray is embedded
     in this process and ends with it. `replicas` nodes will hold each shard; `nodes` limits how many take part.
     `keep_raw` leaves the source files that this job downloads in the Hub cache of the node that brought them.
@@ -131,6 +136,8 @@ def prefetch(
     """
     if replicas < 1 or (nodes is not None and nodes < 1):
         raise UsageError(f"replicas and nodes are at least 1, got replicas={replicas}, nodes={nodes}")
+    if partial and keep_raw:
+        raise UsageError("partial brings no whole file that could be kept: leave out partial, or keep_raw")
     settings = settings_with(Settings.from_env(), endpoint=endpoint)
     request = data_request(
         repo,
@@ -142,6 +149,7 @@ def prefetch(
         data_files=data_files,
         features=features,
         settings=format_settings,
+        partial=partial,
     )
     with cluster(address or settings.ray_address) as embedded:
         return _run_on_cluster(request, settings, embedded, replicas, nodes, keep_raw, on_progress)
@@ -154,6 +162,7 @@ def plan(
     split: str | None = None,
     revision: str | None = None,
     columns: Sequence[str] | None = None,
+    partial: bool = False,
     data_dir: str | None = None,
     data_files: DataFiles | None = None,
     nodes: int = 1,
@@ -172,7 +181,14 @@ def plan(
         raise UsageError("nodes, ranks, batch and replicas are at least 1")
     settings = settings_with(Settings.from_env(), endpoint=endpoint)
     request = data_request(
-        repo, config, split=split, revision=revision, columns=columns, data_dir=data_dir, data_files=data_files
+        repo,
+        config,
+        split=split,
+        revision=revision,
+        columns=columns,
+        data_dir=data_dir,
+        data_files=data_files,
+        partial=partial,
     )
     store, tally = Store(settings.home), Tally()
     prepared = prepare(request, settings, store, tally)

@@ -30,7 +30,7 @@ from crucible.workers.options import DownloadOptions as DownloadOptions
 from crucible.workers.options import Spare as Spare
 from crucible.workers.options import retried
 from crucible.workers.small import bring_small
-from crucible.workers.sources import Source
+from crucible.workers.sources import Body, Source
 
 TICK_S = 0.1
 FAR_S = 0.02
@@ -67,7 +67,7 @@ def bring(
                     path = blobs.path(file.oid)
                     continue
                 try:
-                    if _Delivery(file, ladder, partial, options, tally, observe).run():
+                    if Delivery(file, ladder, partial, options, tally, observe).run():
                         path = partial.publish()
                     # else: fenced. Whoever took this over while this process was not heard of is waited for.
                 except DiskFull:
@@ -81,8 +81,11 @@ def bring(
     return path
 
 
-class _Delivery:
-    """One file on its way into one `Partial`: stream threads bring parts, this thread watches over them."""
+class Delivery:
+    """One file on its way into one `Partial`: stream threads bring parts, this thread watches over them.
+
+    `columns` brings ranges of a file with it, in an assembly and with a proof of its own.
+    """
 
     def __init__(
         self,
@@ -96,7 +99,7 @@ class _Delivery:
         self._file, self._ladder, self._partial = file, ladder, partial
         self._options, self._tally, self._observe = options, tally, observe
         most = part_size(file.size, options.streams, options.part_bytes)
-        self._assembly = Assembly(file, partial, most, self._arrived)
+        self._assembly = self._assemble(most)
         self._spare = options.spare if file.size > options.part_bytes else None
         self._running = 0
         self._pushing = 0
@@ -104,6 +107,9 @@ class _Delivery:
         self._began, self._bytes = time.monotonic(), 0
         self._first_byte_s: float | None = None
         self._changed_etags: set[str] = set()
+
+    def _assemble(self, most: int) -> Assembly:
+        return Assembly(self._file, self._partial, most, self._arrived)
 
     def run(self) -> bool:
         """True when the partial holds the whole file, verified; False when it was fenced. Raises what ended it."""
@@ -231,7 +237,7 @@ class _Delivery:
             if self._first_byte_s is None:
                 self._first_byte_s = time.monotonic() - asked
             attempt.opened, attempt.cut = True, body.cut
-            if body.etag and not self._same_etag(source.name, body.etag):
+            if not self._same_file(source.name, body):
                 return
             skip = 0
             if body.whole and (part.at, part.stop) != (0, self._file.size):
@@ -255,9 +261,10 @@ class _Delivery:
             skip = 0
         return True
 
-    def _same_etag(self, source: str, etag: str) -> bool:
+    def _same_file(self, source: str, body: Body) -> bool:
         """False when a source has another file than before: all that came is forgotten, once a source."""
-        if self._partial.note_etag(source, etag) or source in self._changed_etags:
+        etag = body.etag
+        if not etag or self._partial.note_etag(source, etag) or source in self._changed_etags:
             return True
         self._changed_etags.add(source)
         self._tally.add(retries=1)
@@ -303,7 +310,7 @@ class _Delivery:
         descriptor = os.dup(self._partial.descriptor)  # its own: this thread may be slower than the file's end
         try:
             for start, stop in ranges:
-                self._spare(self._file, descriptor, start, stop)
+                self._spare(self._partial.file, descriptor, start, stop)
         finally:
             os.close(descriptor)
             with self._assembly.changed:

@@ -11,7 +11,15 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from crucible.errors import ChecksumMismatch, OfflineMode, RepoError, SizeMismatch, SourceUnavailable, TransferError
+from crucible.errors import (
+    ChecksumMismatch,
+    CrucibleError,
+    OfflineMode,
+    RepoError,
+    SizeMismatch,
+    SourceUnavailable,
+    TransferError,
+)
 from crucible.hub.http import Refusal, backoff, said_wait
 from crucible.refs import SourceFile
 from crucible.workers.sources import LinkExpired, Source
@@ -97,8 +105,8 @@ class Ladder:
             return 0.0  # the governor has heard it, and lets nobody through until then
         return backoff(failures.times[name] - 1, cap_s=self._cap_s)
 
-    def lied(self, names: Sequence[str], error: TransferError) -> None:
-        """The whole file was wrong, and these sources had a part in it."""
+    def lied(self, names: Sequence[str], error: CrucibleError) -> None:
+        """What came was wrong, and these sources had a part in it."""
         with self._lock:
             for name in names:
                 self._lies[name] = self._lies.get(name, 0) + 1

@@ -48,6 +48,8 @@ class Body:
     """True when the range was ignored: what comes is the whole file, whatever was asked for."""
     etag: str = ""
     """What the place the bytes come from calls this version of the file; empty where it has no name for it."""
+    total: int | None = None
+    """The file's size in bytes, where the reply to a range says it."""
     cut: Callable[[], None] = lambda: None
     """End the reading from another thread: who waits for a chunk gets an error at once, not at its timeout."""
 
@@ -101,7 +103,9 @@ def body_of(response: httpx.Response, file: SourceFile, start: int) -> Body:
     """The body of a reply to `Range: bytes=start-`. Raises as `ranged` does."""
     begins = ranged(response, file, start)
     etag = str(response.headers.get("etag", ""))
-    return Body(begins, wire.chunks(response), response.status_code == 200, etag, lambda: wire.cut(response))
+    said = _CONTENT_RANGE.fullmatch(response.headers.get("content-range", ""))
+    total = int(said[3]) if said is not None and said[3] != "*" else None
+    return Body(begins, wire.chunks(response), response.status_code == 200, etag, total, lambda: wire.cut(response))
 
 
 class HubSource:

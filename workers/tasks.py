@@ -21,6 +21,7 @@ from crucible.errors import ClusterError
 from crucible.hub.client import is_folder
 from crucible.refs import NodeId, ShardInfo, WorkItem
 from crucible.report import Counts, ItemResult, Tally, TransferEvent
+from crucible.workers.columns import staged_as
 from crucible.workers.governing import NAMESPACE as NAMESPACE
 from crucible.workers.governing import cluster_governor
 from crucible.workers.secret import load_secret
@@ -105,7 +106,12 @@ def _run_item(item: WorkItem, options: JobOptions, job: str, spare_url: str | No
         stack.callback(reporter.flush)
         spare = None
         if secret is not None:
-            big = [file.oid for file in item.files if file.size > settings.part_bytes]
+            big = [
+                staged.oid
+                for file in item.files
+                if file.size > settings.part_bytes
+                for staged in staged_as(file, item.options)
+            ]
             address = read_address(store)
             if big and address is not None:
                 announce(address.url, secret, big)

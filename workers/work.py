@@ -29,6 +29,7 @@ from crucible.refs import NodeId, RepoRef, ShardInfo, SourceFile, WorkItem, safe
 from crucible.report import ItemResult, Observer, Tally, TransferEvent, unobserved
 from crucible.stopping import check, never
 from crucible.workers.cached import cached_copy, is_right
+from crucible.workers.columns import bring_columns, naming_columns
 from crucible.workers.download import DownloadOptions, Spare, bring
 from crucible.workers.links import batching
 from crucible.workers.sources import Body, HubSource, PeerSource, Source
@@ -79,7 +80,8 @@ def run_item(item: WorkItem, place: Workplace) -> ItemResult:
             with place.store.workspace() as folder:
                 brought = _bring(item, place, folder, tally)
                 try:
-                    shards, schemas = _convert(item, brought, folder, place)
+                    with naming_columns(item, [source.path for source in brought]):
+                        shards, schemas = _convert(item, brought, folder, place)
                 except ConversionError:
                     for source in brought:  # right bytes that cannot be read will not read better the next time
                         source.done()
@@ -210,7 +212,12 @@ def _bring(item: WorkItem, place: Workplace, folder: Path, tally: Tally) -> list
                     cache.link(item.repo, file)
                 return _Brought(file, path, seen=_stamp(path))
             asked: list[Source] = [_Wanted(source, wanted) for source in having(file, sources)]
-            path = bring(file, asked, blobs, options, tally, place.observe)
+            if item.options.partial:
+                path, file = bring_columns(
+                    file, item.options.columns or (), asked, blobs, options, tally, place.observe
+                )
+            else:
+                path = bring(file, asked, blobs, options, tally, place.observe)
             if place.keep_raw:
                 cache.link(item.repo, file)
                 return _Brought(file, path)

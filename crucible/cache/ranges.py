@@ -45,17 +45,22 @@ class Ranges:
 
     def missing(self, size: int) -> tuple[tuple[int, int], ...]:
         """What of [0, size) is not covered, in order."""
-        gaps = []
-        at = 0
-        for start, stop in self:
-            if start >= size:
+        return self.gaps(0, size)
+
+    def gaps(self, start: int, stop: int) -> tuple[tuple[int, int], ...]:
+        """What of [start, stop) is not covered, in order."""
+        _check(start, stop)
+        found = []
+        at = start
+        for number in range(bisect_right(self._stops, start), len(self._starts)):
+            if self._starts[number] >= stop:
                 break
-            if at < start:
-                gaps.append((at, start))
-            at = stop
-        if at < size:
-            gaps.append((at, size))
-        return tuple(gaps)
+            if at < self._starts[number]:
+                found.append((at, self._starts[number]))
+            at = self._stops[number]
+        if at < stop:
+            found.append((at, stop))
+        return tuple(found)
 
     @property
     def size(self) -> int:

@@ -26,6 +26,7 @@ _LONGEST = 200
 @options.revision
 @options.endpoint
 @options.columns
+@options.partial
 @click.option(
     "-n", "count", metavar="N", type=click.IntRange(min=0), default=5, show_default=True, help="How many rows."
 )

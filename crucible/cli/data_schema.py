@@ -17,6 +17,7 @@ _LONGEST = 100
 @click.command("schema")
 @options.data
 @options.columns
+@options.partial
 @options.as_json
 @options.quiet
 def command(as_json: bool, quiet: bool, repo: str, config: str | None, **request: Any) -> None:
@@ -37,10 +38,12 @@ def command(as_json: bool, quiet: bool, repo: str, config: str | None, **request
         if as_json:
             told = {"repo": repo, "commit": manifest.repo.revision, "config": manifest.config, "split": manifest.split}
             told |= {"rows": dataset.num_rows, "bytes": manifest.size, "shards": len(manifest.shards)}
+            told["partial"] = manifest.partial
             print_json({**told, "features": dataset.features.to_dict(), "types": types})
         else:
             size = f"{count(dataset.num_rows, 'row')}, {human(manifest.size)}"
-            click.echo(f"{manifest.config}, {manifest.split}: {size} in {count(len(manifest.shards), 'shard')}")
+            shards = count(len(manifest.shards), "shard") + (", partial" if manifest.partial else "")
+            click.echo(f"{manifest.config}, {manifest.split}: {size} in {shards}")
             lines = [(name, _short(feature), _short(types[name])) for name, feature in dataset.features.items()]
             print_table(("column", "feature", "Arrow type"), lines, left=3)
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 @click.command("stats")
 @options.data
 @options.columns
+@options.partial
 @options.as_json
 @options.quiet
 def command(as_json: bool, quiet: bool, repo: str, config: str | None, **request: Any) -> None:

@@ -47,6 +47,11 @@ revision = click.option("--revision", metavar="REV", help="Branch, tag or commit
 columns = click.option(
     "--columns", metavar="A,B", multiple=True, callback=_split_commas, help="Convert these columns only; repeatable."
 )
+partial = click.option(
+    "--partial",
+    is_flag=True,
+    help="Of parquet bring only the ranges of --columns; no hash can vouch for these.",
+)
 replicas = click.option(
     "--replicas",
     metavar="N",

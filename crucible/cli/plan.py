@@ -25,6 +25,7 @@ _ROWS_FROM = {
 @click.command("plan")
 @options.data
 @options.columns
+@options.partial
 @options.replicas
 @click.option(
     "--nodes", metavar="N", type=click.IntRange(min=1), default=1, show_default=True, help="Nodes to plan for."
@@ -76,6 +77,7 @@ def show(plan: Plan) -> None:
     print_facts(
         [
             ("files", f"{plan.files:,}, {human(plan.source_bytes)}" + (", all converted here already" * plan.cached)),
+            *([("checked", "by length and structure only: ranges of columns come")] if plan.partial else ()),
             ("requests", f"{plan.requests:,} to the Hub, listing and card included"),
             (
                 "rows",

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 @click.command("prefetch")
 @options.data
 @options.columns
+@options.partial
 @options.replicas
 @options.address
 @click.option("--nodes", metavar="N", type=click.IntRange(min=1), help="Use at most this many nodes.")
@@ -71,6 +72,7 @@ def show(report: JobReport) -> None:
     facts = [
         ("job", report.job),
         ("data", f"{report.repo}@{report.commit[:12]}, config {report.config}"),
+        ("checked", "by length and structure only: ranges of columns" if report.partial else ""),
         ("rows", ", ".join(f"{split.split} {split.rows:,}" for split in report.splits)),
         ("shards", f"{shards:,}, {human(size)}"),
         ("from the Hub", _from_hub(report)),

@@ -43,7 +43,7 @@ def command(address: str | None, as_json: bool) -> None:
                 (
                     one["repo"],
                     one["config"],
-                    one["split"],
+                    one["split"] + (" (partial)" if one["partial"] else ""),
                     one["commit"][:8],
                     f"{one['rows']:,}",
                     f"{one['shards_here']}/{one['shards']}",

@@ -37,6 +37,8 @@ def test_ranges_are_a_set_of_bytes(ranges: list[tuple[int, int]], size: int, ask
     assert model(list(found.missing(size))) == set(range(size)) - bytes_there
     assert normal(Ranges.of(found.missing(size))) == list(found.missing(size))
     assert found.frontier == next(byte for byte in range(TOP + 2) if byte not in bytes_there)
+    assert model(list(found.gaps(*asked))) == set(range(*asked)) - bytes_there
+    assert normal(Ranges.of(found.gaps(*asked))) == list(found.gaps(*asked))
     assert found.covers(*asked) == (set(range(*asked)) <= bytes_there)
     assert bool(found) == bool(bytes_there)
 

@@ -10,6 +10,7 @@
 | ignore-range  | 200 and the whole body, whatever Range says                         |                         |
 | cut           | right headers, the connection ends after `after` body bytes         | after                   |
 | flip          | one byte of the body is wrong, at file offset `after`               | after                   |
+| flip-byte     | that byte only: bodies that lack it come as they are                | after                   |
 | wrong-length  | Content-Length says `by` bytes more (or less) than what comes       | by                      |
 | wrong-range   | Content-Range begins `by` bytes off                                 | by                      |
 | 429           | RateLimit r=0;t=left until `wait` seconds after the first hit       | wait, times             |
@@ -51,7 +52,7 @@ from crucible.hub.server.ratelimit import bucket_of, limit_headers
 
 Kind = Literal[
     "expired", "ignore-range", "cut", "flip", "wrong-length", "wrong-range", "429", "retry-after", "status",
-    "slow", "stall", "reset", "gzip",
+    "slow", "stall", "reset", "gzip", "flip-byte",
 ]  # fmt: skip
 STALL_MOST_S = 120.0  # a stalled reply ends by itself at last
 
@@ -218,6 +219,9 @@ async def _happen(fault: Fault, request: web.Request, handler: Handler, *, left:
         case "flip":
             at = max(0, fault.after - offset)
             raw.pieces = [body[:at] + bytes([body[at] ^ 1]) + body[at + 1 :]] if at < len(body) else pieces
+        case "flip-byte" if offset <= fault.after < offset + len(body):
+            at = fault.after - offset
+            raw.pieces = [body[:at] + bytes([body[at] ^ 1]) + body[at + 1 :]]
         case "wrong-length":
             length += fault.by
         case "wrong-range":
