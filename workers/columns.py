@@ -133,7 +133,7 @@ class _Sparse(Assembly):
     def follow(self) -> None:
         pass
 
-    def alone(self, attempt: Attempt) -> bool:
+    def alone(self, attempt: Attempt) -> bool:  # noqa: ARG002 - whoever asked is told
         raise _NoRanges(200, {}, "a request for a range is answered with the whole file")
 
 
