@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from os import PathLike, fspath
 from pathlib import Path
@@ -16,15 +16,30 @@ from crucible.errors import CorruptFile
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+Claim = Callable[[int], None]
+"""Told the bytes that something is about to unpack to; returns when there is room for them, or raises."""
+
+
+def unbounded(_size: int) -> None:
+    """The claim of one who decodes for himself, and holds what he asked for."""
+
+
 _PROGRAMS = ("EPS", "IPTC")
 """Never opened: EPS is a program, which Pillow hands to Ghostscript, and IPTC wraps an image of any format, EPS too."""
 
 _PLAIN_MODES = ("1", "L", "LA", "RGB", "RGBA")
 """What PNG holds; other modes are written as TIFF."""
 
+_BYTE_MODES = ("1", "L", "P")
+"""One byte a pixel; Pillow keeps the others in four, RGB too."""
 
-def decode_image(value: Any, *, mode: str | None = None, column: str = "image") -> Image | None:
+
+def decode_image(
+    value: Any, *, mode: str | None = None, column: str = "image", claim: Claim = unbounded
+) -> Image | None:
     """The image in `{"bytes": …, "path": …}`, loaded and upright, in `mode` if one is given.
+
+    Between reading its header and unpacking it, `claim` is told how big it will be.
 
     A null stays None. Raises CorruptFile for bytes that are no image, that are cut short, or that would unpack to more
     pixels than Pillow takes for an attack (a decompression bomb).
@@ -44,14 +59,25 @@ def decode_image(value: Any, *, mode: str | None = None, column: str = "image") 
     try:
         image: Image = PIL.Image.open(io.BytesIO(content), formats=_formats())
         _refuse_bomb(image)
+        pixels = image.size[0] * image.size[1]
+    except Exception as error:  # Pillow's readers raise whatever their parsers run into
+        raise _unreadable(name, where, error) from error
+    claim(pixels * (1 if image.mode in _BYTE_MODES else 4))
+    try:
         image.load()
         if image.getexif().get(PIL.ExifTags.Base.Orientation) is not None:
             image = PIL.ImageOps.exif_transpose(image)
         return image.convert(mode) if mode and mode != image.mode else image
-    except (PIL.Image.DecompressionBombWarning, PIL.Image.DecompressionBombError, _Bomb) as error:
-        raise CorruptFile(name, where, f"refused: {error}") from error
-    except Exception as error:  # Pillow's readers raise whatever their parsers run into
-        raise CorruptFile(name, where, f"not an image Pillow can read ({error!r})") from error
+    except Exception as error:
+        raise _unreadable(name, where, error) from error
+
+
+def _unreadable(name: str, where: str, error: Exception) -> CorruptFile:
+    import PIL.Image
+
+    bombs = (PIL.Image.DecompressionBombWarning, PIL.Image.DecompressionBombError, _Bomb)
+    problem = f"refused: {error}" if isinstance(error, bombs) else f"not an image Pillow can read ({error!r})"
+    return CorruptFile(name, where, problem)
 
 
 @cache

@@ -1,21 +1,27 @@
 """What a reader hands out: a table of rows as dicts, numpy arrays, tensors, or as it is. No I/O.
 
-Types follow `datasets`: numpy and torch give int64 and float32 whatever the width in the file, images are decoded to
-PIL for Python and to arrays (torch: channels first) otherwise. torch is imported when its format is asked for.
+Types follow `datasets` (`crucible.tensors`). Images are decoded to PIL for Python and to arrays otherwise, by the
+threads of `crucible.threads`, ahead of whoever consumes the rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+import gc
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
-import numpy as np
 import pyarrow as pa
 
 from crucible.decode import Decoder
 from crucible.errors import CorruptFile, UsageError
+from crucible.images import Claim, unbounded
+from crucible.tensors import maker
+from crucible.threads import Job, process_pool
 
-Format = Literal["python", "numpy", "arrow", "torch"]
+Format = Literal["python", "numpy", "arrow", "torch", "jax"]
 Row = dict[str, Any]
 
 _ROWS = 100
@@ -28,9 +34,17 @@ def check_format(name: str | None) -> Format:
     """None means Python objects. Raises UsageError for a format crucible does not have."""
     if name is None or name == "python":
         return "python"
-    if name in ("numpy", "arrow", "torch"):
+    if name in ("numpy", "arrow", "torch", "jax"):
         return name  # type: ignore[return-value]
-    raise UsageError(f"no format {name!r}; there are None, 'numpy', 'arrow' and 'torch'")
+    raise UsageError(f"no format {name!r}; there are None, 'numpy', 'arrow', 'torch' and 'jax'")
+
+
+_JOB_BYTES = 32 << 10
+"""Bytes of media that one job decodes: several small images, as handing over a job costs what decoding 1 KB does."""
+
+_JOB_ROWS = 32
+_PART_BYTES = 4 << 20
+"""Media turned into Python objects at once."""
 
 
 class _Skipped:
@@ -52,195 +66,203 @@ def _raise(_row: int, error: CorruptFile) -> None:
     raise error
 
 
+class _Part(NamedTuple):
+    """Some rows of a table."""
+
+    table: pa.Table
+    start: int
+    """Number of the first one in the table that `bad` knows."""
+    bad: OnBad
+    group: int
+    """Rows that are worth a job of their own."""
+    ends: bool
+    """Whether its table ends with it."""
+
+
+Decoded = list[Row | CorruptFile]
+"""The decoded columns of each row, or why they are not."""
+
+
 class Output:
-    """Rows and batches of a table in one format. `decode` is `crucible.decode.decoder`'s, or None."""
+    """Rows and batches of tables in one format. `decode` is `crucible.decode.decoder`'s, or None.
+
+    Raises UsageError if the format's library is not installed.
+    """
 
     def __init__(self, format_: Format, decode: Decoder | None) -> None:
         self._format = format_
         self._decode = decode
+        self._maker = None if format_ in ("python", "arrow") else maker(format_)
 
     def rows(self, table: pa.Table, bad: OnBad = _raise) -> Iterator[Any]:
         """Row by row; SKIPPED in the place of one that `bad` let pass."""
-        for start in range(0, table.num_rows, _ROWS):
-            part = table.slice(start, _ROWS)
-            if self._format == "arrow":
-                yield from (part.slice(row, 1) for row in range(part.num_rows))
-            elif self._format == "python":
-                rows = part.to_pylist()
-                yield from rows if self._decode is None else self._decoded(self._decode, rows, start, bad)
-            elif self._decode is None:
-                columns = self.batch(part)
-                for row in range(part.num_rows):
-                    yield {name: column[row] for name, column in columns.items()}
-            else:  # one by one: a batch of decoded media may be big, and may lack rows
-                for row in range(part.num_rows):
-                    whole = self.batch(part.slice(row, 1), shifted(bad, start + row))
-                    yield whole if whole is SKIPPED else {name: column[0] for name, column in whole.items()}
-
-    @staticmethod
-    def _decoded(decode: Decoder, rows: list[Row], start: int, bad: OnBad) -> Iterator[Any]:
-        for number, row in enumerate(rows, start):
-            try:
-                made: Any = decode(row)
-            except CorruptFile as error:
-                bad(number, error)
-                made = SKIPPED
-            yield made
+        return self.stream_rows([(table, bad)])
 
     def batch(self, table: pa.Table, bad: OnBad = _raise) -> Any:
         """All rows as one dict of columns, or as the table itself; SKIPPED if `bad` let all of them pass."""
-        if self._format == "arrow":
-            return table
-        columns: dict[str, Any] = {name: table.column(name) for name in table.column_names}
-        if self._decode is not None:
-            columns = _decode_columns(table, self._decode, bad)
-            if table.num_rows and not columns:
-                return SKIPPED
-        if self._format == "python":
-            return {name: _to_list(column) for name, column in columns.items()}
-        make = _to_numpy if self._format == "numpy" else _to_torch
-        return {name: make(column) for name, column in columns.items()}
+        return next(self.stream_batches([(table, bad)]))
+
+    def stream_rows(self, tables: Iterable[tuple[pa.Table, OnBad]]) -> Iterator[Any]:
+        """`rows` of one table after the other. Media of the next ones are decoded before they are asked for."""
+        for part, decoded in self._parts(tables, _ROWS):
+            if self._format == "arrow":
+                yield from (part.table.slice(row, 1) for row in range(part.table.num_rows))
+            elif decoded is None:
+                yield from self._plain(part.table)
+            else:
+                yield from self._merged(part, decoded)
+
+    def stream_batches(self, tables: Iterable[tuple[pa.Table, OnBad]]) -> Iterator[Any]:
+        """`batch` of one table after the other. Media of the next ones are decoded before they are asked for."""
+        held: list[tuple[_Part, Decoded]] = []
+        for part, decoded in self._parts(tables, None):
+            if self._format == "arrow":
+                yield part.table
+            elif decoded is None:
+                yield {name: self._column(part.table.column(name)) for name in part.table.column_names}
+            else:
+                held.append((part, decoded))
+                if part.ends:
+                    yield self._joined(held)
+                    held = []
 
     def collate(self, columns: Mapping[str, Sequence[Any]]) -> Any:
         """A batch of values that are decoded already, such as functions of the user's return: lists of one length."""
         if self._format == "arrow":
             return pa.table({name: pa.array(values) for name, values in columns.items()})
-        if self._format == "python":
+        if self._maker is None:
             return {name: list(values) for name, values in columns.items()}
-        make = _array_of if self._format == "numpy" else _tensor_of
-        return {name: make(list(values)) for name, values in columns.items()}
+        return {name: self._maker.collated(values) for name, values in columns.items()}
 
     def finish(self, row: Row) -> Any:
         """`collate` for one row."""
         if self._format == "python":
             return row
-        if self._format == "arrow":
+        if self._maker is None:
             return pa.table({name: pa.array([value]) for name, value in row.items()})
+        return {name: self._maker.value(self._maker.unpacked(value)) for name, value in row.items()}
+
+    # --- without anything to decode ---
+
+    def _plain(self, table: pa.Table) -> Iterator[Row]:
+        names = table.column_names
+        if self._maker is None:
+            yield from table.to_pylist() if names else ({} for _ in range(table.num_rows))
+        elif names:
+            for values in zip(*(self._maker.rows(table.column(name)) for name in names)):
+                yield dict(zip(names, values))
+        else:
+            yield from ({} for _ in range(table.num_rows))
+
+    def _column(self, column: pa.ChunkedArray) -> Any:
+        if self._maker is not None:
+            return self._maker.column(column)
+        with _collected_later():
+            return column.to_pylist()
+
+    # --- with something to decode ---
+
+    def _parts(
+        self, tables: Iterable[tuple[pa.Table, OnBad]], most_rows: int | None
+    ) -> Iterator[tuple[_Part, Decoded | None]]:
+        """All rows of `tables` in parts of at most `most_rows`, with what was decoded, if there is anything to."""
+        cut = (part for table, bad in tables for part in self._cut(table, bad, most_rows))
+        if self._decode is None or self._format == "arrow":
+            yield from ((part, None) for part in cut)
+            return
+        begun: deque[tuple[_Part, int]] = deque()
+        """Parts whose jobs were given, and how many those are."""
+
+        def jobs() -> Iterator[Job[Decoded]]:
+            for part in cut:
+                made = self._jobs(part)
+                begun.append((part, len(made)))
+                yield from made
+
+        decoded: Decoded = []
+        done = 0
+        for rows in process_pool().in_order(jobs()) if self._decode.media else (job(unbounded) for job in jobs()):
+            decoded += rows
+            done += 1
+            if done == begun[0][1]:
+                yield begun.popleft()[0], decoded
+                decoded, done = [], 0
+
+    def _cut(self, table: pa.Table, bad: OnBad, most_rows: int | None) -> Iterator[_Part]:
+        rows, step, group = table.num_rows, most_rows or max(1, table.num_rows), 1
+        if self._decode is not None and self._format != "arrow":
+            row_bytes = max(1, table.nbytes // max(1, rows))
+            step = min(step, _ROWS, max(1, _PART_BYTES // row_bytes))
+            group = min(_JOB_ROWS, max(1, _JOB_BYTES // row_bytes))
+        for start in range(0, max(1, rows), step):
+            yield _Part(table.slice(start, step), start, bad, group, start + step >= rows)
+
+    def _jobs(self, part: _Part) -> list[Job[Decoded]]:
+        assert self._decode is not None
+        names = [name for name in part.table.column_names if name in self._decode.columns]
+        rows = part.table.select(names).to_pylist()
+        starts = range(0, max(1, len(rows)), part.group)
+        return [partial(self._decode_rows, rows[start : start + part.group]) for start in starts]
+
+    def _decode_rows(self, rows: list[Row], claim: Claim) -> Decoded:
+        """In any thread."""
+        assert self._decode is not None
+        made: Decoded = []
+        for row in rows:
+            try:
+                decoded = self._decode(row, claim)
+                made.append(decoded if self._maker is None else self._maker.unpacked(decoded))
+            except CorruptFile as error:
+                made.append(error)
+        return made
+
+    def _merged(self, part: _Part, decoded: Decoded) -> Iterator[Any]:
+        """The rows of a part."""
+        names, own = part.table.column_names, self._others(part.table)
+        for number, (others, row) in enumerate(zip(self._plain(own), decoded), part.start):
+            if isinstance(row, CorruptFile):
+                part.bad(number, row)
+                yield SKIPPED
+            elif self._maker is None:
+                yield {name: row[name] if name in row else others[name] for name in names}
+            else:
+                yield {name: self._maker.value(row[name]) if name in row else others[name] for name in names}
+
+    def _joined(self, parts: list[tuple[_Part, Decoded]]) -> Any:
+        """The batch that these parts are the rows of."""
+        rows: list[Row] = []
+        kept: list[int] = []
+        for part, decoded in parts:
+            for number, row in enumerate(decoded, part.start):
+                if isinstance(row, CorruptFile):
+                    part.bad(number, row)
+                else:
+                    rows.append(row)
+                    kept.append(number)
+        table = pa.concat_tables([part.table for part, _ in parts])
+        if table.num_rows and not rows:
+            return SKIPPED
+        if len(rows) < table.num_rows:
+            table = table.take(pa.array(kept, pa.int64()))
+        others = {name: self._column(table.column(name)) for name in self._others(table).column_names}
+        values = self._maker.values if self._maker is not None else list
         return {
-            name: column[0] for name, column in self.collate({name: [value] for name, value in row.items()}).items()
+            name: others[name] if name in others else values([row[name] for row in rows]) for name in table.column_names
         }
 
-
-def _array_of(values: list[Any]) -> Any:
-    return _stack([_leaf_array(value) for value in values])
-
-
-def _tensor_of(values: list[Any]) -> Any:
-    import torch  # pyright: ignore[reportMissingImports] - an extra
-
-    if values and all(isinstance(value, torch.Tensor) for value in values):
-        return torch.stack(values) if len({value.shape for value in values}) == 1 else values
-    return _tensor(_array_of(values))
+    def _others(self, table: pa.Table) -> pa.Table:
+        """The columns that are not decoded."""
+        assert self._decode is not None
+        return table.select([name for name in table.column_names if name not in self._decode.columns])
 
 
-def _decode_columns(table: pa.Table, decode: Decoder, bad: OnBad) -> dict[str, Any]:
-    """Columns as Arrow, but for those that are decoded: they are lists. Empty if no row is left."""
-    made: dict[str, list[Any]] = {name: table.column(name).to_pylist() for name in decode.columns}
-    lost = []
-    for row in range(table.num_rows):
-        try:
-            for name, one in decode.columns.items():
-                made[name][row] = one(made[name][row])
-        except CorruptFile as error:
-            bad(row, error)
-            lost.append(row)
-    if lost and len(lost) == table.num_rows:
-        return {}
-    if lost:
-        gone = set(lost)
-        kept = [row for row in range(table.num_rows) if row not in gone]
-        table = table.take(pa.array(kept, pa.int64()))
-        made = {name: [values[row] for row in kept] for name, values in made.items()}
-    return {name: made.get(name, table.column(name)) for name in table.column_names}
-
-
-def _to_list(column: Any) -> list[Any]:
-    return column if isinstance(column, list) else column.to_pylist()
-
-
-def _to_numpy(column: Any) -> Any:
-    if isinstance(column, list):
-        return _stack([_leaf_array(value) for value in column])
-    array = column.combine_chunks()
-    if isinstance(array, pa.ChunkedArray):  # no chunks at all, or more than fit one
-        array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], array.type)
-    return _array_to_numpy(array)
-
-
-def _array_to_numpy(array: pa.Array) -> Any:
-    type_ = array.type
-    if isinstance(type_, pa.BaseExtensionType):
-        return _array_to_numpy(array.storage)
-    if pa.types.is_list(type_) or pa.types.is_large_list(type_) or pa.types.is_fixed_size_list(type_):
-        return _lists_to_numpy(array)
-    if pa.types.is_integer(type_) or pa.types.is_floating(type_) or pa.types.is_boolean(type_):
-        return _widen(array.to_numpy(zero_copy_only=False))
-    if pa.types.is_temporal(type_):
-        return array.to_numpy(zero_copy_only=False)
-    return _objects(array.to_pylist())
-
-
-def _lists_to_numpy(array: pa.Array) -> Any:
-    """A block when all lists are equally long and hold numbers, else an object array of one array a list."""
-    flat = _array_to_numpy(array.flatten())
-    lengths = array.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
-    equal = len(array) > 0 and not array.null_count and bool((lengths == lengths[0]).all())
-    if equal and flat.dtype != object:
-        return flat.reshape(len(array), int(lengths[0]), *flat.shape[1:])
-    lists = np.split(flat, np.cumsum(lengths)[:-1]) if len(array) else []
-    return _objects([None if missing else one for one, missing in zip(lists, array.is_null().to_pylist())])
-
-
-def _leaf_array(value: Any) -> Any:
-    """A decoded value as numpy would have it: images become arrays, the rest stays."""
-    if hasattr(value, "__array_interface__"):
-        return np.asarray(value)
-    return _stack([_leaf_array(one) for one in value]) if isinstance(value, list) else value
-
-
-def _stack(values: list[Any]) -> Any:
-    if values and all(isinstance(value, np.ndarray) and value.dtype != object for value in values):
-        if len({value.shape for value in values}) == 1:
-            return _widen(np.stack(values))
-    elif values and all(isinstance(value, (bool, int, float)) for value in values):
-        return _widen(np.asarray(values))
-    return _objects(values)
-
-
-def _objects(values: list[Any]) -> Any:
-    out = np.empty(len(values), dtype=object)
-    for number, value in enumerate(values):
-        out[number] = value
-    return out
-
-
-def _widen(array: Any) -> Any:
-    """`datasets` hands out int64 and float32; images (uint8 blocks) keep their type."""
-    if array.ndim >= 3 and array.dtype == np.uint8:
-        return array
-    if np.issubdtype(array.dtype, np.integer):
-        return array.astype(np.int64, copy=False)
-    return array.astype(np.float32, copy=False) if np.issubdtype(array.dtype, np.floating) else array
-
-
-def _to_torch(column: Any) -> Any:
-    return _tensor(_to_numpy(column))
-
-
-def _tensor(value: Any) -> Any:
-    """Numbers become tensors; strings, structs and ragged lists become lists of what can be."""
-    import torch  # pyright: ignore[reportMissingImports] - an extra
-
-    if not isinstance(value, np.ndarray):
-        return value
-    if value.dtype == object:
-        return [_tensor(one) for one in value.tolist()]
-    if value.dtype.kind not in "biuf":
-        return value.tolist()
-    if value.dtype == np.uint8 and value.ndim in (3, 4):
-        value = np.moveaxis(value, -1, -3)
-    elif value.dtype == np.uint8 and value.ndim == 2:
-        value = value[None]
-    return torch.from_numpy(
-        np.array(value)
-    )  # a copy: a mapped column is read-only, and torch warns about writing to it
+@contextmanager
+def _collected_later() -> Iterator[None]:
+    """Without Python's collector, which has nothing to find here and looks through all of it again and again."""
+    enabled = gc.isenabled()
+    try:
+        gc.disable()
+        yield
+    finally:
+        if enabled:
+            gc.enable()
