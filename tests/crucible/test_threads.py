@@ -73,10 +73,14 @@ def test_results_and_errors_come_in_order_and_nothing_waits_for_ever(
 
 def test_what_is_ready_and_in_the_making_stays_within_the_bound() -> None:
     pool = Pool(4, most_bytes=1000)
-    most = 0
-    for _ in pool.in_order(partial(number, value, size=90) for value in range(300)):
-        most = max(most, pool.held)
-    assert 0 < most <= 1000 + 90  # the next one to be delivered is always let in
+    results = pool.in_order(partial(number, value, size=90) for value in range(300))
+    for value in range(40):  # each lets two more be begun
+        assert next(results) == value
+        assert pool.held <= 1000 + 90  # the next one to be delivered is always let in
+    until(lambda: pool.held > 900)
+    for value in range(40, 300):
+        assert next(results) == value
+        assert pool.held <= 1000 + 90
 
 
 def test_jobs_are_drawn_a_little_faster_than_results_are_taken() -> None:
