@@ -8,19 +8,22 @@ raises: rows are never skipped.
 from __future__ import annotations
 
 import threading
+import weakref
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from crucible.errors import CorruptFile, StoreError, UsageError
+from crucible.feed import Feeder
 from crucible.manifest import Manifest
 from crucible.order import Int64s, shard_rows
-from crucible.refs import ShardInfo
+from crucible.sources import Leases
+from crucible.sources import ShardSource as ShardSource
 
 FIRST_BLOCK_ROWS = 512
 """Rows looked ahead before the first one is delivered; doubles block by block, so that a reader starts at once."""
@@ -42,20 +45,10 @@ _LONG_RUN = 16
 """Rows that lie together in runs at least this long on average are delivered as slices of the map, without a copy."""
 
 
-class ShardSource(Protocol):
-    """Where shards come from: this node's disk, else a peer, else the Hub."""
-
-    def path(self, manifest: Manifest, shard: ShardInfo) -> Path:
-        """A local, complete Arrow IPC file of `shard`, fetched first if need be. Raises if it cannot be had."""
-        ...
-
-    def note(self) -> Mapping[str, int]:
-        """How many shards came from where so far, by origin."""
-        ...
-
-
 class ShardReader:
     """Rows by id from the shards of one manifest. Maps are opened when needed; the least recently used are closed.
+
+    Shards that are mapped are leased, so that nobody evicts them. `source` may be a `Feeder`, which fetches ahead.
 
     Concurrency: threads may share a reader. Not picklable; a process makes its own.
     """
@@ -75,13 +68,16 @@ class ShardReader:
         self.most_open = most_open
         row_bytes = max(1, manifest.size // max(1, self.total))
         self.block_rows = int(min(BLOCK_ROWS, max(1, BLOCK_BYTES // row_bytes)))
-        self._source = source
+        self.feeder = source if isinstance(source, Feeder) else Feeder(source)
+        """Where shards come from. Another one may take its place at any time."""
         self._columns = columns
         rows = shard_rows(manifest)
         self._stops = np.cumsum(rows)
         self._starts = self._stops - rows
         self._open: OrderedDict[int, _OpenShard] = OrderedDict()
         self._lock = threading.Lock()
+        self._leased: dict[int, tuple[Leases, str]] = {}
+        weakref.finalize(self, _give_back, self._leased).atexit = False
 
     @property
     def most_open(self) -> int:
@@ -159,29 +155,57 @@ class ShardReader:
 
         return cast_batch(batch, self.schema, f"shard {info.key[:12]}")
 
+    def close(self) -> None:
+        """Close all maps and give back their leases. Tables that were taken stay valid; taking more opens anew."""
+        with self._lock:
+            self._open.clear()
+            _give_back(self._leased)
+
     def _shard(self, number: int) -> _OpenShard:
         with self._lock:
             shard = self._open.get(number)
             if shard is not None:
                 self._open.move_to_end(number)
                 return shard
-        shard = self._fetched(number)
+        feeder, info = self.feeder, self.manifest.shards[number]
+        leases = feeder.holds
+        if leases is not None:
+            leases.hold(info.key)  # before it is looked for: from here on nobody evicts it
+        try:
+            shard = self._fetched(number, feeder)
+        except BaseException:
+            if leases is not None:
+                leases.release(info.key)
+            raise
         with self._lock:
+            if leases is not None and number in self._leased:  # another thread has opened it meanwhile
+                leases.release(info.key)
+            elif leases is not None:
+                self._leased[number] = leases, info.key
             self._open[number] = shard
             while len(self._open) > self._most_open:
-                self._open.popitem(last=False)
+                oldest, _ = self._open.popitem(last=False)
+                if (lease := self._leased.pop(oldest, None)) is not None:
+                    lease[0].release(lease[1])
+        feeder.opened(self.manifest, info)
         return shard
 
-    def _fetched(self, number: int) -> _OpenShard:
+    def _fetched(self, number: int, feeder: Feeder) -> _OpenShard:
         info = self.manifest.shards[number]
         try:
-            return _open_shard(self._source.path(self.manifest, info), self.manifest, number, self._columns)
+            return _open_shard(feeder.path(self.manifest, info), self.manifest, number, self._columns)
         except FileNotFoundError:  # evicted between being named and being opened: the source fetches it again, once
-            path = self._source.path(self.manifest, info)
+            path = feeder.path(self.manifest, info)
         try:
             return _open_shard(path, self.manifest, number, self._columns)
         except FileNotFoundError as error:
             raise StoreError(str(path), f"shard {info.key[:12]} vanished twice before it could be mapped") from error
+
+
+def _give_back(leased: dict[int, tuple[Leases, str]]) -> None:
+    while leased:
+        _, (leases, key) = leased.popitem()
+        leases.release(key)
 
 
 def select_columns(schema: pa.Schema, columns: tuple[str, ...] | None) -> pa.Schema:

@@ -2,12 +2,15 @@
 
 This is what a training process holds. It needs no Ray: it finds its node's agent through the store (`agent.json`) or
 CRUCIBLE_AGENT, and asks it who has a shard. Whatever it brings stays in the node's store, verified, for the other ranks
-of the node and for the next epoch.
+of the node and for the next epoch. Of several processes that want the same shard at once, one brings it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+import weakref
+from bisect import bisect_left
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +19,15 @@ import httpx
 from crucible.cache.store import Store
 from crucible.config import Settings
 from crucible.errors import ChecksumMismatch, CrucibleError, StoreError, TransferError
+from crucible.hub import wire
+from crucible.hub.governor import local_governor
 from crucible.manifest import Manifest
 from crucible.refs import NodeId, ShardInfo
 from crucible.report import Counts, Tally
+from crucible.stopping import check, never
 from crucible.workers.secret import load_secret
 from crucible.workers.serve import read_address
+from crucible.workers.watch import Quarrels, Watch
 from crucible.workers.work import Workplace, copy_shard, run_item
 
 LOCATE_TIMEOUT_S = 3.0
@@ -28,7 +35,7 @@ LOCATE_TIMEOUT_S = 3.0
 
 
 class NodeShards:
-    """The `ShardSource` of a node's processes.
+    """The `FeedingSource` of a node's processes.
 
     Concurrency: usable from several threads; picklable, and each process then counts for itself.
     """
@@ -36,37 +43,86 @@ class NodeShards:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._store = Store(settings.home)
-        self._tally = Tally()
+        self.rank, self.stall_log_s = settings.rank, settings.stall_log_s
         self._origins: dict[str, tuple[str, int]] = {}
+        self._begin()
+        _ALL.add(self)
 
-    def path(self, manifest: Manifest, shard: ShardInfo) -> Path:
-        """A complete local file with the shard's bytes. Raises what the last place that was tried said."""
-        if self._store.has_shard(shard):
+    def _begin(self) -> None:
+        """What a process has of its own."""
+        self.holds = self._store.holds
+        self._tally = Tally()
+        self._quarrels = Quarrels(self._settings.rank)
+        self._watches: dict[str, Watch] = {}
+
+    def path(self, manifest: Manifest, shard: ShardInfo, stopped: Callable[[], bool] = never) -> Path:
+        """A complete local file with the shard's bytes. Raises what the last place that was tried said.
+
+        Raises Stopped soon after `stopped` says that nobody waits for it any more.
+        """
+        if self.has(shard):
             self._origins.setdefault(shard.key, ("disk", shard.size))
             return self._store.shard_path(shard.key)
-        place = Workplace(self._store, self._settings, NodeId("local"))
-        problems: list[str] = []
+        watch = self._watches[shard.key] = Watch(manifest, shard, self._store, self._settings, self._quarrels)
+        try:
+            path, origin = self._fetch(manifest, shard, watch, stopped)
+        finally:
+            self._watches.pop(shard.key, None)
+        self._origins[shard.key] = (origin, shard.size)
+        return path
+
+    def has(self, shard: ShardInfo) -> bool:
+        """True if the shard is in this node's store."""
+        return self._store.has_shard(shard)
+
+    def doing(self, shard: ShardInfo) -> str:
+        """What the fetch of this shard waits for at this moment."""
+        watch = self._watches.get(shard.key)
+        return "is about to be read from this node's disk" if watch is None else watch.doing()
+
+    def _fetch(
+        self, manifest: Manifest, shard: ShardInfo, watch: Watch, stopped: Callable[[], bool]
+    ) -> tuple[Path, str]:
+        place = Workplace(
+            self._store,
+            self._settings,
+            NodeId("local"),
+            observe=watch.observe,
+            governor=local_governor(self._settings, stopped),
+            promised=_promises(manifest, shard),
+            stopped=stopped,
+        )
         secret = load_secret(self._store)
-        if secret is not None and (urls := self._peers(shard.key, secret)):
+        peers = [] if secret is None else self._peers(shard.key, secret, watch)
+        good, bad = self._quarrels.sorted(peers)
+        problems: list[str] = []
+        if secret is not None and good:
             try:
-                path = copy_shard(shard, urls, secret, place, self._tally)
-                self._origins[shard.key] = ("peer", shard.size)
-                return path
-            except StoreError:
-                raise  # this node's disk: no other source can help
+                return self._copy(shard, good, secret, watch, place), "peer"
             except TransferError as error:
                 problems.append(str(error))
         try:
-            path = self._remake(manifest, shard, place)
+            check(stopped)
+            return self._remake(manifest, shard, watch, place), "hub"
+        except StoreError:
+            raise  # this node's disk: no other source can help
         except CrucibleError as error:
+            if secret is not None and bad:  # it did not answer a while ago; now there is nobody else
+                try:
+                    return self._copy(shard, bad, secret, watch, place), "peer"
+                except TransferError as other:
+                    problems.append(str(other))
             for problem in problems:
                 error.add_note(f"tried before: {problem}")
             raise
-        self._origins[shard.key] = ("hub", shard.size)
-        return path
 
-    def _remake(self, manifest: Manifest, shard: ShardInfo, place: Workplace) -> Path:
+    def _copy(self, shard: ShardInfo, urls: list[str], secret: str, watch: Watch, place: Workplace) -> Path:
+        watch.peers(urls)
+        return copy_shard(shard, urls, secret, place, self._tally)
+
+    def _remake(self, manifest: Manifest, shard: ShardInfo, watch: Watch, place: Workplace) -> Path:
         item = manifest.item_of(shard)
+        watch.hub(item)
         result = run_item(item, place)
         self._tally.merge(result.counts)
         made = next((made for made in result.shards if made.number == shard.number), None)
@@ -81,20 +137,26 @@ class NodeShards:
             )
         return self._store.shard_path(shard.key)
 
-    def _peers(self, key: str, secret: str) -> list[str]:
+    def _peers(self, key: str, secret: str, watch: Watch) -> list[str]:
         """Agents that may have the shard, the likeliest first. Never fails: no peers is an answer."""
         address = read_address(self._store)
         agent = self._settings.agent_url or (address.url if address else None)
         urls: list[str] = []
         if agent is not None:
-            try:
-                with httpx.Client(timeout=LOCATE_TIMEOUT_S, trust_env=False) as client:
+            if self._quarrels.fine(f"{agent} (locate)"):
+                watch.asking(f"the agent of this node ({agent}), who has it")
+                try:
                     self._tally.add(peer_requests=1)
-                    headers = {"authorization": f"Bearer {secret}"}
-                    reply = client.get(f"{agent.rstrip('/')}/v1/locate/{key}", headers=headers)
+                    reply = wire.peer_client().get(
+                        f"{agent.rstrip('/')}/v1/locate/{key}",
+                        headers={"authorization": f"Bearer {secret}"},
+                        timeout=LOCATE_TIMEOUT_S,
+                    )
                     urls = [str(url) for url in reply.raise_for_status().json()["urls"]]
-            except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError):
-                urls = []
+                except httpx.TimeoutException:
+                    self._quarrels.note(f"{agent} (locate)")
+                except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError):
+                    urls = []
             if self._settings.agent_url:
                 urls.append(agent)  # an agent named by hand may be another node's, with a store of its own
         known = address.peers if address else ()
@@ -118,3 +180,26 @@ class NodeShards:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["settings"])  # type: ignore[misc]
+
+
+def _promises(manifest: Manifest, shard: ShardInfo) -> dict[str, str]:
+    """Digests of the shards of the same item, as far as they are known and lie together."""
+    shards = manifest.shards
+    promised = {shard.key: shard.digest}
+    at = bisect_left(shards, shard.item, key=lambda one: one.item)
+    while at < len(shards) and shards[at].item == shard.item:
+        promised[shards[at].key] = shards[at].digest
+        at += 1
+    return {key: digest for key, digest in promised.items() if digest}
+
+
+_ALL: weakref.WeakSet[NodeShards] = weakref.WeakSet()
+
+
+def _forked() -> None:
+    # a thread that exists in the parent only may have held a lock
+    for source in list(_ALL):
+        source._begin()
+
+
+os.register_at_fork(after_in_child=_forked)
