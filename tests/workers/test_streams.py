@@ -26,7 +26,8 @@ from tests.hubserver.faults import FaultyHub
 
 FILE = SourceFile("ab" * 32, len(DATA), hashlib.sha256(DATA).hexdigest(), lfs=True)
 PART = 300_000
-OPTIONS = DownloadOptions(part_bytes=PART, tries=4, backoff_cap_s=0.01, streams=4, stall_s=0.3)
+OPTIONS = DownloadOptions(part_bytes=PART, tries=4, backoff_cap_s=0.01, streams=4, stall_s=15)
+HEDGING = replace(OPTIONS, stall_s=1)
 
 
 def fetch(
@@ -46,14 +47,17 @@ def fetch(
 class Crowd:
     """How many requests were in flight at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, full: int = 0) -> None:
         self._lock = threading.Lock()
-        self._now = self.peak = 0
+        self._now, self._full, self.peak = 0, full, 0
+        self.was_full = threading.Event()
 
     def __enter__(self) -> None:
         with self._lock:
             self._now += 1
             self.peak = max(self.peak, self._now)
+            if self._now == self._full:
+                self.was_full.set()
 
     def __exit__(self, *_: object) -> None:
         with self._lock:
@@ -61,11 +65,13 @@ class Crowd:
 
 
 def test_a_far_source_is_read_in_several_streams_and_each_byte_comes_once(tmp_path: Path) -> None:
-    crowd = Crowd()
+    crowd = Crowd(OPTIONS.streams)
 
     def far(request: Request) -> None:
         with crowd:
             time.sleep(3 * FAR_S)
+            if request.number:  # the first reply is what shows that it is far; the next waits for company
+                crowd.was_full.wait(10)
             request.right()
 
     tally = Tally()
@@ -76,7 +82,10 @@ def test_a_far_source_is_read_in_several_streams_and_each_byte_comes_once(tmp_pa
     assert tally.counts.peer_bytes == len(DATA)
 
 
-def test_a_near_source_is_read_in_one_stream(tmp_path: Path) -> None:
+def test_a_near_source_is_read_in_one_stream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # on a machine that is busy enough, everything is far
+    monkeypatch.setattr("crucible.workers.download.FAR_S", 15.0)
+    monkeypatch.setattr("crucible.workers.download.SLOW_AFTER_S", 15.0)
     crowd = Crowd()
 
     def near(request: Request) -> None:
@@ -104,7 +113,7 @@ def test_ranges_that_arrive_in_any_order_are_hashed_in_the_files_order(tmp_path:
             others.release()
 
     with server(last_first) as (url, _):
-        assert fetch(tmp_path, url, options=replace(OPTIONS, stall_s=15)) == DATA
+        assert fetch(tmp_path, url) == DATA
 
 
 def test_a_stall_midway_is_hedged_by_another_source_and_nothing_comes_twice(tmp_path: Path) -> None:
@@ -121,7 +130,7 @@ def test_a_stall_midway_is_hedged_by_another_source_and_nothing_comes_twice(tmp_
     tally, events = Tally(), list[TransferEvent]()
     with server(stalls) as (first, _), server(Request.right) as (second, hedged):
         try:
-            assert fetch(tmp_path, first, second, tally=tally, events=events) == DATA
+            assert fetch(tmp_path, first, second, options=HEDGING, tally=tally, events=events) == DATA
             assert not release.is_set()
         finally:
             release.set()
@@ -146,7 +155,7 @@ def test_the_only_source_is_hedged_by_a_second_connection(tmp_path: Path) -> Non
 
     with server(stalls_once) as (url, _):
         try:
-            assert fetch(tmp_path, url) == DATA
+            assert fetch(tmp_path, url, options=HEDGING) == DATA
             assert not release.is_set()
         finally:
             release.set()
@@ -163,7 +172,7 @@ def test_a_stalled_connection_is_cut_when_it_is_given_up(tmp_path: Path) -> None
 
     with server(stalls) as (first, _), server(Request.right) as (second, _):
         try:
-            assert fetch(tmp_path, first, second, timeout_s=60) == DATA
+            assert fetch(tmp_path, first, second, options=HEDGING, timeout_s=60) == DATA
             deadline = time.monotonic() + 10
             while any(thread.name == "crucible-download" for thread in threading.enumerate()):
                 assert time.monotonic() < deadline, "a thread still waits for the stalled source"
@@ -175,6 +184,7 @@ def test_a_stalled_connection_is_cut_when_it_is_given_up(tmp_path: Path) -> None
 def test_a_source_that_wakes_up_after_its_hedge_writes_nothing(tmp_path: Path) -> None:
     """It wakes up with wrong bytes, while the file is still on its way: none of them may land."""
     wake, woken = threading.Event(), threading.Event()
+    events = list[TransferEvent]()
 
     def sleeper(request: Request) -> None:
         if request.start == 0:
@@ -188,6 +198,10 @@ def test_a_source_that_wakes_up_after_its_hedge_writes_nothing(tmp_path: Path) -
 
     def hedge(request: Request) -> None:
         if request.start >= PART:
+            deadline = time.monotonic() + 10
+            while sum(event.size for event in list(events) if event.kind == "progress") < PART:
+                assert time.monotonic() < deadline, "the hedge did not bring the first part"
+                time.sleep(0.01)
             wake.set()
             woken.wait(2)
             time.sleep(0.05)
@@ -195,7 +209,7 @@ def test_a_source_that_wakes_up_after_its_hedge_writes_nothing(tmp_path: Path) -
 
     with server(sleeper) as (first, _), server(hedge) as (second, _):
         tally = Tally()
-        assert fetch(tmp_path, first, second, tally=tally) == DATA
+        assert fetch(tmp_path, first, second, options=HEDGING, tally=tally, events=events) == DATA
     assert tally.counts.verified_files == 1
 
 
@@ -291,24 +305,26 @@ def test_a_part_is_a_share_for_every_stream_within_bounds(size: int, streams: in
 
 def test_when_one_stream_gets_the_whole_file_the_others_stop(tmp_path: Path) -> None:
     """Checklist item 50: a 200 to a request for a range. What is contiguous is kept, the result verifies."""
-    crowd = Crowd()
+    crowd, whole = Crowd(), threading.Event()
 
     def whole_for_the_third(request: Request) -> None:
         with crowd:
             time.sleep(2 * FAR_S)
             if request.start == 2 * PART:
                 request.send(DATA, status=200)
+                whole.set()
             elif request.start > 2 * PART:
                 request.begin()
                 request.part(1000)
-                time.sleep(1)  # still sending when the whole file comes
+                whole.wait(10)  # still sending when the whole file comes
+                time.sleep(0.5)
                 request.raw(DATA[request.start + 1000 : request.stop])
             else:
                 request.right()
 
     tally = Tally()
     with server(whole_for_the_third) as (url, asked):
-        assert fetch(tmp_path, url, options=replace(OPTIONS, stall_s=15), tally=tally) == DATA
+        assert fetch(tmp_path, url, tally=tally) == DATA
     assert crowd.peak > 1
     assert max(start for start, _ in asked) < 2 * PART + OPTIONS.streams * PART, "no range was asked for after it"
     assert tally.counts.verified_files == 1
