@@ -139,27 +139,6 @@ def decoders(environ: Mapping[str, str] | None = None) -> int:
     return max(1, min(MOST_DECODERS, len(os.sched_getaffinity(0)) // ranks))
 
 
-MOST_DECODERS = 8
-"""Threads that decode in one rank, unless it is said otherwise: more of them wait for Python's lock on each other."""
-
-
-def decoders(environ: Mapping[str, str] | None = None) -> int:
-    """Threads that decode images in one rank, all of its DataLoader workers together; at least one.
-
-    CRUCIBLE_DECODERS, else this rank's share of the cores that its process may use, where the launcher says how many
-    ranks there are on a node.
-    """
-    env = os.environ if environ is None else environ
-    if env.get("CRUCIBLE_DECODERS"):
-        return _count(env, "CRUCIBLE_DECODERS", 1)
-    ranks = 1
-    for name in ("LOCAL_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "SLURM_NTASKS_PER_NODE"):
-        if env.get(name, "").isdecimal():
-            ranks = max(1, int(env[name]))
-            break
-    return max(1, min(MOST_DECODERS, len(os.sched_getaffinity(0)) // ranks))
-
-
 def node_settings() -> Settings:
     """The settings of a Ray worker: nobody's rank, whatever launcher its raylet was started in."""
     launchers = {name for names in LAUNCHERS for name in names}
