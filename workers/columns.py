@@ -31,7 +31,6 @@ from crucible.workers.download import Delivery, bring
 from crucible.workers.ladder import Ladder
 from crucible.workers.options import DownloadOptions, retried
 from crucible.workers.sources import Body, Source
-from crucible.workers.xet import XetSource
 
 RULE = 1
 """Raise it when the same columns would be brought as other ranges: what an older one left has another name then."""
@@ -62,18 +61,17 @@ def bring_columns(
     """Make sure that `blobs` has `columns` of `file`, at their places in a file of its size; or the whole file.
 
     Returns where it is, and the name that it has there: `ranges_of(file, columns)`, or `file` when it came whole.
+    `sources` are those that know ranges: not Xet storage, which makes the whole file to read from.
     """
     if file.size < SMALL_BYTES or blobs.has(file):
         return bring(file, sources, blobs, options, tally, observe), file
-    # Xet storage gives whole files only
-    sources = [source for source in sources if not isinstance(source, XetSource)]
     began, staged = time.monotonic(), ranges_of(file, columns)
     observe(TransferEvent("started", file.path, file.size))
     ladder = Ladder(file, sources, tries=options.tries, backoff_cap_s=options.backoff_cap_s)
     path: Path | None = None
     try:
         while path is None:
-            with blobs.claim(staged) as partial:
+            with blobs.claim(staged, stopped=options.stopped) as partial:
                 if partial is None:
                     observe(TransferEvent("progress", file.path, file.size, source="disk"))
                     path = blobs.path(staged.oid)

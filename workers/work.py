@@ -211,8 +211,11 @@ def _bring(item: WorkItem, place: Workplace, folder: Path, tally: Tally) -> list
                 if place.keep_raw:
                     cache.link(item.repo, file)
                 return _Brought(file, path, seen=_stamp(path))
-            asked: list[Source] = [_Wanted(source, wanted) for source in having(file, sources)]
-            if item.options.partial:
+            partial = item.options.partial
+            # Xet storage gives whole files only
+            known = having(replace(file, xet_hash="") if partial else file, sources)
+            asked: list[Source] = [_Wanted(source, wanted) for source in known]
+            if partial:
                 path, file = bring_columns(
                     file, item.options.columns or (), asked, blobs, options, tally, place.observe
                 )
