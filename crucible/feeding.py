@@ -50,6 +50,7 @@ class _Fetch:
     over: threading.Event = field(default_factory=threading.Event)
     path: Path | None = None
     error: BaseException | None = None
+    started: bool = False
     left: bool = False
     """Everybody who asked for it has gone away."""
     waiting: int = 0
@@ -112,13 +113,15 @@ class Feeding:
         _remember(self)
         while True:
             with self.lock:
-                fetch = None if self.stopped else self._under_way.get(shard.key) or self._begin(manifest, shard)
-                if fetch is not None:
-                    fetch.waiting += 1
-            if fetch is None:  # closed, or a process that may start no more threads
-                return self.source.path(manifest, shard)
-            mine = not fetch.ahead
+                if self.stopped:
+                    break
+                fetch = self._under_way.get(shard.key)
+                if fetch is None:
+                    fetch = self._under_way[shard.key] = _Fetch(manifest, shard, ahead=False)
+                fetch.waiting += 1
             try:
+                if not self._begun(fetch):
+                    break
                 # a shard of a big file is there long before the file's last one, and maybe by another process
                 while not fetch.over.wait(LOOK_S):
                     if self.source.has(shard):
@@ -127,7 +130,9 @@ class Feeding:
                     patience.look()
             except BaseException:  # Ctrl-C: what only this thread wanted ends as well
                 with self.lock:
-                    fetch.left = mine and fetch.waiting == 1
+                    fetch.left = not fetch.ahead and fetch.waiting == 1
+                    if not fetch.started:
+                        self._drop(fetch)
                 raise
             finally:
                 with self.lock:
@@ -135,9 +140,10 @@ class Feeding:
             if fetch.path is not None:
                 patience.over()
                 return fetch.path
-            if mine and fetch.error is not None and not isinstance(fetch.error, Stopped):
+            if not fetch.ahead and fetch.error is not None and not isinstance(fetch.error, Stopped):
                 raise fetch.error
             # it was begun ahead, or had been given up: now somebody asks
+        return self.source.path(manifest, shard)  # closed, or a process that may start no more threads
 
     def stop(self) -> None:
         """Let everything end. From a destructor too, so it waits for nothing."""
@@ -209,12 +215,14 @@ class Feeding:
             return fetch
         return None
 
-    def _begin(self, manifest: Manifest, shard: ShardInfo) -> _Fetch | None:
-        """Fetch what a reader waits for, before everything else. None: it has to do so itself."""
-        if self._queue.pop(shard.key, None) is not None:
-            self._seen[shard.key].state = "left"
-        fetch = self._under_way[shard.key] = _Fetch(manifest, shard, ahead=False)
-        return fetch if self._start(fetch) else None
+    def _begun(self, fetch: _Fetch) -> bool:
+        """Fetch what a reader waits for, before everything else. False: the reader has to do so itself."""
+        with self.lock:
+            if fetch.started or fetch.over.is_set():
+                return True
+            if self._queue.pop(fetch.shard.key, None) is not None:
+                self._seen[fetch.shard.key].state = "left"
+            return self._start(fetch)
 
     def _start(self, fetch: _Fetch) -> bool:
         """False if the process may start no thread any more, because it ends."""
@@ -224,9 +232,17 @@ class Feeding:
             thread.start()
         except RuntimeError:
             self._threads.discard(thread)
-            del self._under_way[fetch.shard.key]
+            self._drop(fetch)
             return False
+        fetch.started = True
         return True
+
+    def _drop(self, fetch: _Fetch) -> None:
+        """It was not started: whoever waits for it begins again."""
+        if self._under_way.get(fetch.shard.key) is fetch:
+            del self._under_way[fetch.shard.key]
+        fetch.left = True
+        fetch.over.set()
 
     def _forget(self, key: str) -> None:
         """It was opened, or will not be: what it kept of the budget is free."""
@@ -273,6 +289,7 @@ class Feeding:
             elif fetch.ahead:
                 self._look()
                 if (following := self._next()) is not None:
+                    following.started = True  # by this very thread
                     return following
             self._ahead_threads -= fetch.ahead
             self._threads.discard(threading.current_thread())
