@@ -44,7 +44,7 @@ def repo(hub: FaultyHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fau
     hub.import_files("org/regular", {"train.jsonl": lines.encode()})
     monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
     monkeypatch.setenv("CRUCIBLE_BACKOFF_CAP", "0.05")
-    monkeypatch.setenv("HF_HUB_DOWNLOAD_TIMEOUT", "0.5")
+    monkeypatch.setenv("HF_HUB_DOWNLOAD_TIMEOUT", "1.5")
     monkeypatch.setenv("CRUCIBLE_PART_BYTES", "300000")
     return hub
 
