@@ -177,7 +177,7 @@ class ReadOptions:
         return default
 
 
-CONVERSION_VERSION = 4
+CONVERSION_VERSION = 5
 """Raise it whenever the same inputs would give other shard bytes: old shards then simply have other keys."""
 
 

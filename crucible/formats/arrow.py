@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from crucible.errors import CorruptFile
 from crucible.formats.parquet import BATCH_BYTES, first_line
-from crucible.formats.plain import plain_batch, plain_schema
+from crucible.formats.plain import plain_pieces, plain_schema
 from crucible.refs import ReadOptions
 
 
@@ -23,7 +23,7 @@ def read_arrow(path: Path, name: str, _options: ReadOptions) -> Iterator[pa.Reco
             batches = (reader.get_batch(n) for n in range(reader.num_record_batches)) if is_file else iter(reader)
             for batch in batches:
                 batch.validate(full=True)
-                for piece in _pieces(plain_batch(batch)):
+                for piece in (part for whole in plain_pieces(batch, BATCH_BYTES) for part in _pieces(whole)):
                     rows += piece.num_rows
                     yield piece
             if not is_file:

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,8 @@ pc: Any = pyarrow.compute  # its functions are made at run time, which no type c
 
 INFER_ROWS = 10_000
 """Rows that settle the types: the chunk `datasets` hands to pandas."""
+HELD_BYTES = 32 << 20
+"""Where those rows are more than this, they are read twice: for their types, and for their values."""
 
 _BLOCK = 4 << 20
 _SUPPORTED = frozenset(
@@ -60,7 +64,7 @@ def read_csv(path: Path, name: str, options: ReadOptions, limits: Limits | None 
     }
     labels = [names[place] for place in columns]
     rows = 0
-    for batch in _in_steps(_records(path, name, dialect, names, skip)):
+    for batch in _in_steps(partial(_records, path, name, dialect, names, skip), columns):
         converted = [column.convert(batch.column(place)) for place, column in columns.items()]
         yield pa.RecordBatch.from_arrays(converted, labels)
         rows += batch.num_rows
@@ -192,6 +196,7 @@ def _slow(
     if len(dialect.delimiter) != 1:
         raise UnsupportedFormat(f"{name} (csv with separator {dialect.delimiter!r})", ("one character",)) from cause
     pending: list[list[str]] = []
+    size = 0
     number = -skip
     with dialect.text(path, name) as text:
         try:
@@ -200,10 +205,11 @@ def _slow(
                     if len(row) > width:
                         raise CorruptFile(name, f"row {number:,}", f"has {len(row)} fields, the header {width}")
                     pending.append(row + [""] * (width - len(row)))
+                    size += sum(map(len, row))
                 number += 1
-                if len(pending) == INFER_ROWS:
+                if len(pending) == INFER_ROWS or size > _BLOCK:
                     yield _batch(pending, width)
-                    pending = []
+                    pending, size = [], 0
         except (csv.Error, UnicodeError) as error:
             raise CorruptFile(name, f"row {max(number, 0):,}", _problem(error)) from error
     if pending:
@@ -220,20 +226,48 @@ def _batch(rows: list[list[str]], width: int) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(columns, [str(place) for place in range(width)])
 
 
-def _in_steps(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """First a batch of INFER_ROWS rows (or all there are), then the batches as they come."""
+def _in_steps(
+    records: Callable[[], Iterator[pa.RecordBatch]], columns: Mapping[int, _Column]
+) -> Iterator[pa.RecordBatch]:
+    """First a batch of INFER_ROWS rows (or all there are), then the batches as they come.
+
+    Where that batch would be too big, all batches as they come, once the types of `columns` are settled by their rows.
+    """
+    batches = records()
     held: list[pa.RecordBatch] = []
-    rows = 0
+    rows = size = 0
     for batch in batches:
         held.append(batch)
         rows += batch.num_rows
-        if rows >= INFER_ROWS:
+        size += batch.nbytes
+        if rows >= INFER_ROWS or size > HELD_BYTES:
             break
-    if rows:
+    if size > HELD_BYTES:
+        _settle(chain(held, batches), columns)
+        del held
+        batches = records()
+    elif rows:
         table = pa.Table.from_batches(held).combine_chunks()
+        del held
         yield from table.slice(0, INFER_ROWS).to_batches()
         yield from table.slice(INFER_ROWS).to_batches()
+        del table
     yield from (batch for batch in batches if batch.num_rows)
+
+
+def _settle(batches: Iterable[pa.RecordBatch], columns: Mapping[int, _Column]) -> None:
+    """Let each column's type be what its first INFER_ROWS texts say, of which no more than a batch is held."""
+    evidence = {place: _Evidence() for place, column in columns.items() if column.declared is None}
+    left = INFER_ROWS
+    for batch in batches:
+        batch = batch.slice(0, left)
+        for place, one in evidence.items():
+            one.add(*columns[place].cleaned(batch.column(place)))
+        left -= batch.num_rows
+        if not left:
+            break
+    for place, one in evidence.items():
+        columns[place].type = one.type()
 
 
 class _Column:
@@ -244,22 +278,53 @@ class _Column:
         self.declared = declared
         self.type: pa.DataType | None = None
 
-    def convert(self, text: Any) -> Any:
+    def cleaned(self, text: Any) -> tuple[Any, Any]:
+        """The texts with nulls where they are missing, and those without blanks and signs that say nothing."""
         missing = pc.is_in(text, value_set=self.nulls)
         text = pc.if_else(missing, pa.scalar(None, pa.large_string()), text)
         if self.declared is not None and is_text(arrow_type(self.declared)):
-            return text  # not by way of a number: 007 stays 007
-        trimmed = pc.replace_substring_regex(pc.utf8_trim_whitespace(text), r"^\+", "")
+            return text, text  # not by way of a number: 007 stays 007
+        return text, pc.replace_substring_regex(pc.utf8_trim_whitespace(text), r"^\+", "")
+
+    def convert(self, text: Any) -> Any:
+        text, trimmed = self.cleaned(text)
         if self.declared is not None:
             return trimmed
         if self.type is None:
             self.type = _infer(text, trimmed)
-        elif not _fits(self.type, trimmed):
+        elif not (_match_all(trimmed, _FLOAT) if self.type == pa.float64() else _fits(self.type, trimmed)):
             self.type = pa.float64() if pa.types.is_integer(self.type) and _fits(pa.float64(), trimmed) else None
             self.type = self.type or pa.large_string()
         if pa.types.is_boolean(self.type):
             return pc.equal(pc.utf8_lower(trimmed), "true")  # null where the text is
         return text if self.type == pa.large_string() else trimmed.cast(self.type)
+
+
+class _Evidence:
+    """What `_infer` finds in all texts of a column, from one batch of them after the other."""
+
+    def __init__(self) -> None:
+        self._fits = dict.fromkeys((pa.int64(), pa.uint64(), pa.bool_()), True)
+        self._values = self._nulls = False
+        self._numbers = self._whole = True
+
+    def add(self, text: Any, trimmed: Any) -> None:
+        self._nulls = self._nulls or text.null_count > 0
+        self._values = self._values or text.null_count < len(text)
+        for type_, fits in self._fits.items():
+            self._fits[type_] = fits and _fits(type_, text if pa.types.is_boolean(type_) else trimmed)
+        self._numbers = self._numbers and _match_all(trimmed, _FLOAT)
+        self._whole = self._whole and self._numbers and _match_all(trimmed, _INTEGER)
+
+    def type(self) -> pa.DataType:
+        if not self._values:
+            return pa.float64()
+        for type_ in (pa.int64(), pa.uint64()) if not self._nulls else ():
+            if self._fits[type_]:
+                return type_
+        if self._numbers and (not self._whole or self._fits[pa.int64()]):
+            return pa.float64()
+        return pa.bool_() if self._fits[pa.bool_()] else pa.large_string()
 
 
 def _infer(text: Any, trimmed: Any) -> pa.DataType:
@@ -283,13 +348,17 @@ def _fits(type_: pa.DataType, values: Any) -> bool:
         folded = pc.utf8_lower(values.drop_null())
         return bool(pc.all(pc.is_in(folded, value_set=_BOOLEANS), min_count=0).as_py())
     pattern = _INTEGER if pa.types.is_integer(type_) else _FLOAT
-    if not pc.all(pc.match_substring_regex(values.drop_null(), pattern), min_count=0).as_py():
+    if not _match_all(values, pattern):
         return False
     if pa.types.is_floating(type_):
         # digits alone that overflow both integer types stay text, as pandas leaves them
         whole = pc.match_substring_regex(values.drop_null(), _INTEGER)
         return len(values) == values.null_count or not pc.all(whole).as_py() or _casts(values, pa.int64())
     return _casts(values, type_)
+
+
+def _match_all(values: Any, pattern: str) -> bool:
+    return bool(pc.all(pc.match_substring_regex(values.drop_null(), pattern), min_count=0).as_py())
 
 
 def _casts(values: Any, type_: pa.DataType) -> bool:

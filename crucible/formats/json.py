@@ -23,6 +23,7 @@ from crucible.errors import CorruptFile, SchemaConflict
 from crucible.feature_types import features_of, parse_features, schema_of
 from crucible.formats import mixed
 from crucible.formats.ahead import made_in_order
+from crucible.formats.fields import field_values, goes_on
 from crucible.formats.limits import Limits
 from crucible.formats.nulls import whole_lists
 from crucible.formats.parquet import first_line
@@ -85,7 +86,7 @@ class _Recoded(io.RawIOBase):
 def _chunks(file: io.BufferedReader, name: str, field: str | None, parser: _Parser, limits: Limits) -> Iterator[bytes]:
     """Whole lines of JSON, about CHUNK bytes at a time, whichever form the file has."""
     if field is not None:
-        yield from _field(file, name, field)
+        yield from _lines_of(_as_rows(field_values(file, name, field, limits)))
         return
     first = file.read(CHUNK)
     if first.lstrip()[:1] == b"[":
@@ -113,19 +114,6 @@ def _is_lines(chunk: bytes) -> bool:
         # one line that is broken, or the first of a value's many: a second line that starts a value of its own tells
         return b"\n{" in chunk.strip()
     return True
-
-
-def _field(file: io.BufferedReader, name: str, field: str) -> Iterator[bytes]:
-    try:
-        whole = json.loads(file.read())
-        found = whole[field]
-    except (ValueError, RecursionError) as error:
-        raise CorruptFile(name, "", f"not one JSON value ({error})") from error
-    except (KeyError, TypeError, IndexError) as error:
-        raise CorruptFile(name, f"field {field!r}", "is not there") from error
-    if isinstance(found, dict) and all(isinstance(column, list) for column in found.values()):
-        found = [dict(zip(found, row, strict=True)) for row in zip(*found.values(), strict=True)]
-    yield from _lines_of(_as_rows(iter(found if isinstance(found, list) else [found])))
 
 
 def _as_rows(values: Iterable[Any]) -> Iterator[Any]:
@@ -178,7 +166,7 @@ def _values(first: io.BytesIO, rest: io.BufferedReader, name: str, limits: Limit
                 if done:
                     raise problem(f"not JSON ({error})") from error
             else:
-                if end < len(text) or done:  # a number at the end of the text may go on
+                if done or not goes_on(text, end):
                     yield value
                     count, at, after_value = count + 1, end, True
                     continue

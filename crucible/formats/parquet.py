@@ -17,12 +17,13 @@ import pyarrow.parquet as pq
 
 from crucible.errors import CorruptFile, UnsupportedFormat, UsageError
 from crucible.formats.ahead import streams_in_order
-from crucible.formats.plain import plain_batch, plain_schema
+from crucible.formats.limits import Limits
+from crucible.formats.plain import plain_pieces, plain_schema
+from crucible.formats.steps import Steps
 from crucible.refs import ReadOptions
 
 BATCH_BYTES = 16 << 20
-"""Uncompressed bytes a batch aims for; a row group may be gigabytes."""
-_MOST_ROWS = 1 << 16
+"""Most that a batch aims for; a row group may be gigabytes."""
 _BUFFER = 1 << 16
 """For each column that is being read. A megabyte was no faster, and 200 columns have 200 of them."""
 _PAGE = 1 << 20
@@ -36,7 +37,9 @@ _SHARE = 4 << 20
 _UNSUPPORTED = frozenset(("columns", "filters"))
 
 
-def read_parquet(path: Path, name: str, options: ReadOptions, threads: int = 1) -> Iterator[pa.RecordBatch]:
+def read_parquet(
+    path: Path, name: str, options: ReadOptions, threads: int = 1, limits: Limits | None = None
+) -> Iterator[pa.RecordBatch]:
     """All rows, or those of the row groups [start, stop) when `options` has the param `row_groups`."""
     # settings of a card that would leave out rows or columns: to pass them over would be to give others
     unknown = sorted(key for key, _ in options.params if key in _UNSUPPORTED)
@@ -57,8 +60,10 @@ def read_parquet(path: Path, name: str, options: ReadOptions, threads: int = 1) 
                 mine = idle.get_nowait()
             except Empty:
                 mine = stack.enter_context(_open(path, name, file.metadata))
+            by_column = threads > 1 and len(shares) < threads
             for group in share:
-                yield from _row_group(mine, name, group, columns, by_column=threads > 1 and len(shares) < threads)
+                steps = partial(Steps, mine, path, name, group, columns, limits or Limits())
+                yield from _row_group(mine, name, group, columns, steps, by_column=by_column)
             idle.put(mine)
 
         works: list[Callable[[], Iterator[pa.RecordBatch]]] = [partial(decode, share) for share in shares]
@@ -120,19 +125,29 @@ def _columns(file: pq.ParquetFile, name: str, options: ReadOptions) -> list[str]
 
 
 def _row_group(
-    file: pq.ParquetFile, name: str, group: int, columns: list[str] | None, *, by_column: bool
+    file: pq.ParquetFile,
+    name: str,
+    group: int,
+    columns: list[str] | None,
+    steps_of: Callable[[], Steps],
+    *,
+    by_column: bool,
 ) -> Iterator[pa.RecordBatch]:
     described = file.metadata.row_group(group)
     if not described.num_rows:
         return
-    row_bytes = max(1, described.total_byte_size // described.num_rows)
-    size = max(1, min(_MOST_ROWS, BATCH_BYTES // row_bytes))
     rows = 0
     try:
-        for batch in file.iter_batches(batch_size=size, row_groups=[group], columns=columns, use_threads=by_column):
+        steps = steps_of()
+        reader = file.reader
+        for batch in file.iter_batches(steps.rows, row_groups=[group], columns=columns, use_threads=by_column):
             batch.validate(full=True)  # text that is not UTF-8 would only be met by whoever asks for the row
+            size = 0
+            for piece in plain_pieces(batch, BATCH_BYTES):
+                size += piece.nbytes
+                yield piece
             rows += batch.num_rows
-            yield plain_batch(batch)
+            reader.set_batch_size(steps.after(batch.num_rows, size))
     except (pa.ArrowException, OSError, ValueError) as error:
         if isinstance(error, OSError) and error.errno:
             raise

@@ -35,8 +35,8 @@ READERS: dict[str, Callable[..., Iterator[pa.RecordBatch]]] = {
 
 SHARED = frozenset(("json", "parquet"))
 """Those that can use several threads for one file."""
-BOUNDED = frozenset(("csv", "json", "text", "webdataset"))
-"""Those whose files do not say before it is read how big a row is."""
+BOUNDED = frozenset(("csv", "json", "parquet", "text", "webdataset"))
+"""Those that may find more in a row, or in what is read with it, than fits into memory."""
 
 
 def read_file(
