@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import subprocess
@@ -12,25 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
 import crucible
-from crucible.cache.blobs import BlobFolder
 from crucible.cache.store import Store
 from crucible.cli.app import cli
 from crucible.config import Settings
-from crucible.errors import CorruptFile, CrucibleError, OfflineMode, SourceUnavailable, UsageError
+from crucible.errors import CorruptFile, CrucibleError, OfflineMode, UsageError
 from crucible.formats.footer import TAIL_BYTES
 from crucible.formats.thrift import read_struct
-from crucible.refs import SourceFile
-from crucible.report import Counts, Tally
+from crucible.manifest import Manifest, manifest_from_json
+from crucible.refs import CONVERSION_VERSION, DataRequest, ReadOptions, RepoRef, SourceFile, WorkItem, digest_of
+from crucible.report import Counts
 from crucible.session import local_job
-from crucible.workers.columns import bring_columns, ranges_of
-from crucible.workers.download import DownloadOptions
-from crucible.workers.sources import PeerSource
-from tests.fakes.scripted import Request, server
 from tests.hubserver.faults import Fault, FaultyHub
 from tests.oracle import datasets
 from tests.workers.partial_cases import COLUMNS, GROUP, ROWS, layout, parquet, table, wanted_bytes
@@ -119,6 +113,24 @@ def test_partial_data_is_another_dataset_than_the_verified_one_and_says_so(wide:
     assert run("data", "schema", *arguments, "--json", "-q")["partial"] is False
     assert run("plan", *arguments, "--partial", "--json")["partial"] is True
     assert "(partial)" in CliRunner().invoke(cli, ["status"]).output
+
+
+def test_names_from_before_partial_was_there_are_what_they_were() -> None:
+    files = (SourceFile("a.parquet", 3, "f" * 64, True),)
+    old = {"builder": "parquet", "params": (), "features": None, "columns": ("a",)}
+    inputs = {"version": CONVERSION_VERSION, "files": [["f" * 64, 3]], "options": old, "shard_bytes": 9}
+    item = WorkItem(0, RepoRef("org/x", "0" * 40), files, ReadOptions(**old), 9)
+    assert item.key == digest_of(inputs)
+    manifest = Manifest(item.repo, "default", "train", None, "", (), (item,), ())
+    told = json.loads(manifest.to_json())
+    assert "partial" not in told["items"][0]["options"]
+    assert manifest_from_json(manifest.to_json(), manifest.id) == manifest
+    ranges = WorkItem(0, item.repo, files, ReadOptions(**old, partial=True), 9)
+    assert ranges.key != item.key
+    other = Manifest(item.repo, "default", "train", None, "", (), (ranges,), ())
+    assert manifest_from_json(other.to_json(), other.id).partial
+    assert DataRequest(item.repo).variant == ""
+    assert DataRequest(item.repo, columns=("a",), partial=True).variant != ""
 
 
 def test_a_lost_shard_is_made_again_from_the_ranges(wide: FaultyHub) -> None:
@@ -243,62 +255,6 @@ def test_a_byte_that_only_decoding_shows_names_the_column_too(hub: FaultyHub, mo
     hub.add("flip-byte", origin="cdn", after=read_struct(data, {}, header)[1])
     with pytest.raises(CorruptFile, match=r"train\.parquet at column 'text', row group 1"):
         job()
-
-
-def bring_from(folder: Path, url: str, data: bytes = DATA, **options: Any) -> tuple[Path, SourceFile]:
-    file = SourceFile("x", len(data), hashlib.sha256(data).hexdigest(), lfs=True)
-    settings = DownloadOptions(**{"part_bytes": 1 << 20, "tries": 2, "backoff_cap_s": 0.01, "stall_s": 60, **options})
-    source = PeerSource(url, "secret", Tally(), timeout_s=20)
-    return bring_columns(file, COLUMNS, [source], BlobFolder(folder, None), settings, Tally())
-
-
-def test_a_file_that_changes_between_two_ranges_is_begun_anew_and_refused_the_second_time(tmp_path: Path) -> None:
-    other = parquet(table(seed=8))
-    changes = 1
-
-    def changing(request: Request) -> None:
-        later = min(changes, request.number // 2)
-        body = (DATA if later == changes else other)[request.start : request.stop]
-        said = f"bytes {request.start}-{request.stop - 1}/{len(DATA)}"
-        request.send(body, content_range=said, etag=f'"{later}"')
-
-    assert len(other) >= len(DATA) - 1000
-    with server(changing) as (url, asked):
-        path, file = bring_from(tmp_path / "once", url)
-        assert asked.count(asked[0]) == 2, "all that had come was forgotten"
-        changes = 99
-        with pytest.raises(SourceUnavailable, match=r"its ETag became .* between two ranges"):
-            bring_from(tmp_path / "ever", url)
-    assert pq.read_table(path, columns=list(COLUMNS)).equals(expected())
-    assert path.name == file.oid != hashlib.sha256(DATA).hexdigest()
-    assert list((tmp_path / "ever").iterdir()) == []
-
-
-def test_a_reply_must_say_how_long_the_file_is(tmp_path: Path) -> None:
-    def silent(request: Request) -> None:
-        said = f"bytes {request.start}-{request.stop - 1}/*"
-        request.send(DATA[request.start : request.stop], content_range=said)
-
-    with server(silent) as (url, _), pytest.raises(SourceUnavailable, match="how long the file is"):
-        bring_from(tmp_path, url)
-
-
-def test_ranges_lie_under_a_name_that_is_no_contents(tmp_path: Path) -> None:
-    def right(request: Request) -> None:
-        said = f"bytes {request.start}-{request.stop - 1}/{len(DATA)}"
-        request.send(DATA[request.start : request.stop], content_range=said)
-
-    with server(right) as (url, asked):
-        path, file = bring_from(tmp_path, url)
-        assert bring_from(tmp_path, url)[0] == path
-    assert len(asked) == len(set(asked)), "the second time it was there"
-    whole = SourceFile("x", len(DATA), hashlib.sha256(DATA).hexdigest(), lfs=True)
-    assert not BlobFolder(tmp_path, None).has(whole)
-    assert file == ranges_of(whole, reversed(COLUMNS))  # type: ignore[arg-type]
-    assert ranges_of(whole, ["c03"]).oid != file.oid != whole.oid
-    status = path.stat()
-    assert status.st_size == len(DATA)
-    assert status.st_blocks * 512 < len(DATA) / 2, "what was left out takes no room"
 
 
 _CHILD = """
