@@ -10,7 +10,8 @@ import operator
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from crucible.errors import UsageError
 from crucible.iterate import ShardSource
@@ -19,6 +20,7 @@ from crucible.manifest import Manifest
 from crucible.mapped import Dataset, DatasetDict
 from crucible.order import LANES, WINDOW, Mode, OrderSpec, Reshuffle, check_rank, deal, shard_rows
 from crucible.output import SKIPPED
+from crucible.progress import Progress, feeders_of, noted
 from crucible.reading import Leaf, UnitReader, read_blocks
 from crucible.shaping import Delivery, Shaped
 from crucible.share import End, Share, check_end
@@ -27,32 +29,10 @@ from crucible.streams import Repeated, Shuffled, Source, Stream, Walk, check_exa
 from crucible.torching import torch_class, worker
 from crucible.view import View
 
+if TYPE_CHECKING:
+    from crucible.proof import Proof
+
 __all__ = ["Dataset", "DatasetDict", "IterableDataset"]
-
-
-class _Progress:
-    """Where an iteration is. A new iteration gets a new one, so a loop that was left cannot move its successor's."""
-
-    __slots__ = ("_share", "_total", "units")
-
-    def __init__(self, share: Share, total: int) -> None:
-        self._share, self._total = share, total
-        self.units = 0
-        """Rows or batches delivered. Only this is written per row; the arithmetic waits until a state is asked for."""
-
-    @property
-    def position(self) -> int:
-        """Global position when all ranks have delivered as much."""
-        return self._share.position_after(self._total, self.units)
-
-    def finish(self) -> None:
-        """The epoch is over, for a rank with one row less than others too."""
-        self._share, self.units = Share(start=self._total), 0
-
-    @classmethod
-    def at(cls, position: int) -> _Progress:
-        """Nothing delivered yet, from `position` on."""
-        return cls(Share(start=position), position)
 
 
 class IterableDataset(Shaped):
@@ -74,7 +54,8 @@ class IterableDataset(Shaped):
         self._walk: tuple[Stream, int, Walk] | None = None
         self._resume_at: int | None = None
         """Where the next iteration starts, set by `load_state_dict`."""
-        self._progress = _Progress.at(0)
+        self._progress = Progress.at(0)
+        self._proof: Proof | None = None
 
     @classmethod
     def of(cls, leaves: Sequence[Leaf], stream: Stream, out: Delivery, epoch: int = 0) -> IterableDataset:
@@ -232,13 +213,25 @@ class IterableDataset(Shaped):
 
     # --- where it is ---
 
+    def certify(self, folder: str | os.PathLike[str] | None = None) -> IterableDataset:
+        """Keep count of what is handed out, so that `crucible verify-epoch FOLDER` can prove it was all, and once.
+
+        Each process writes a record of its own into `folder`, a few times a second, and the last when the iteration
+        ends; without a folder `certificate()` has it. CRUCIBLE_CERTIFICATES does the same for every dataset.
+        """
+        return self._handed(certify=None if folder is None else os.fspath(folder), proven=True)
+
+    def certificate(self) -> dict[str, Any] | None:
+        """The record of what this process was handed out in its last iteration; None before one, or if none is kept."""
+        return None if self._proof is None else self._proof.settle().to_dict()
+
     def set_epoch(self, epoch: int) -> None:
         """Iterate `epoch` from its start. Setting the epoch it is in already keeps the position of a loaded state."""
         if epoch < 0:
             raise UsageError(f"epoch must be 0 or more, got {epoch}")
         if epoch != self._epoch:
             self._epoch = epoch
-            self._resume_at, self._progress = None, _Progress.at(0)
+            self._resume_at, self._progress = None, Progress.at(0)
 
     def state_dict(self) -> dict[str, Any]:
         """Where this rank is, in a few hundred bytes of JSON. Any rank's state restores all ranks, at any world size.
@@ -246,6 +239,8 @@ class IterableDataset(Shaped):
         It counts rows as delivered when the loop has received them. In a DataLoader with workers the copies in the
         workers move, not this object: use a StatefulDataLoader there, or `state_after(batches)`.
         """
+        if self._proof is not None:
+            self._proof.settle()  # so that what the state counts as delivered is on record
         return state_of(self._stream, self._epoch, self._progress.position, name=self._name)
 
     def state_after(self, count: int) -> dict[str, Any]:
@@ -259,7 +254,7 @@ class IterableDataset(Shaped):
         Raises StateMismatch if it is of another dataset, or of another order or seed.
         """
         self._stream, self._epoch, position = place_of(state, self._stream, name=self._name)
-        self._resume_at, self._progress = position, _Progress.at(position)
+        self._resume_at, self._progress = position, Progress.at(position)
 
     # --- iteration ---
 
@@ -267,7 +262,7 @@ class IterableDataset(Shaped):
         start = 0 if self._resume_at is None else self._resume_at
         self._resume_at = None
         share = self._share(start, worker())
-        self._progress = _Progress(share, self.num_rows)
+        self._progress = Progress(share, self.num_rows)
         return self._read(share, self.walk, self._progress)
 
     @property
@@ -277,20 +272,41 @@ class IterableDataset(Shaped):
             self._walk = (self._stream, self._epoch, self._stream.at(self._epoch))
         return self._walk[2]
 
-    def _read(self, share: Share, walk: Walk, progress: _Progress) -> Iterator[Any]:
+    def _read(self, share: Share, walk: Walk, progress: Progress) -> Iterator[Any]:
         out, total = self._out, self.num_rows
+        proof = self._proof = self._new_proof(share)
         open_shards = walk.open_shards(share.rank, share.world_size)
-        reader = UnitReader(self._leaves, out.steps, out.given, out.format, open_shards)
-        for block in read_blocks(walk, share, total, reader.block_rows):
+        reader = UnitReader(self._leaves, out.steps, out.given, out.format, open_shards, proof)
+        feeders = feeders_of(self._leaves, walk, share, total)
+        reader.feed(feeders)
+        blocks = read_blocks(walk, share, total, reader.block_rows)
+        if proof is not None:
+            blocks = noted(blocks, proof)
+        try:
             if out.batch is None:
-                items = reader.rows(block, mask=share.end == "mask")
+                items = reader.rows(blocks, mask=share.end == "mask")
             else:
-                items = reader.batches(block, share, walk, total)
-            for unit, item in enumerate(items, block.first_unit + 1):
+                items = reader.batches(blocks, share, walk, total)
+            for unit, item in enumerate(items, 1):
                 progress.units = unit  # before the yield: whoever asks while handling this item has received it
+                if proof is not None:
+                    proof.received(unit)
                 if item is not SKIPPED:
                     yield item
-        progress.finish()
+            progress.finish()
+        finally:
+            if proof is not None:
+                proof.close()
+            for feeder in feeders.values():
+                feeder.close()
+
+    def _new_proof(self, share: Share) -> Proof | None:
+        folder = self._out.certify or os.environ.get("CRUCIBLE_CERTIFICATES") or None
+        if folder is None and not self._out.proven:
+            return None
+        from crucible.proof import Proof
+
+        return Proof(None if folder is None else Path(folder), self._stream, self._epoch, share, self._name)
 
     # --- inside ---
 
@@ -325,7 +341,7 @@ class IterableDataset(Shaped):
     def _with(self, leaves: tuple[Leaf, ...], out: Delivery) -> IterableDataset:
         made = IterableDataset.of(leaves, self._stream, out, self._epoch)
         made._walk, made._resume_at = self._walk, self._resume_at
-        made._progress = _Progress.at(self._resume_at or 0)  # where its first iteration will start
+        made._progress = Progress.at(self._resume_at or 0)  # where its first iteration will start
         return made
 
     # --- pickling, and torch ---
@@ -344,5 +360,5 @@ def _unpickle(
     leaves: tuple[Leaf, ...], stream: Stream, out: Delivery, epoch: int, resume_at: int | None, position: int
 ) -> IterableDataset:
     made = IterableDataset.of(leaves, stream, out, epoch)
-    made._resume_at, made._progress = resume_at, _Progress.at(position)
+    made._resume_at, made._progress = resume_at, Progress.at(position)
     return made

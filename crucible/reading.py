@@ -6,7 +6,7 @@ objects as soon as they are read, and the functions see them in the order of the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,17 +14,19 @@ import numpy as np
 import pyarrow as pa
 
 from crucible.errors import CorruptFile, SchemaConflict, UsageError
+from crucible.feed import Feeder
 from crucible.iterate import FIRST_BLOCK_ROWS, ShardSource
 from crucible.manifest import Manifest
 from crucible.order import Int64s
 from crucible.output import SKIPPED, Format, OnBad, Output, shifted
 from crucible.share import VALID, Share
-from crucible.steps import Filter, Row, Rows, Step, as_columns, columns_after, merged, run_steps
+from crucible.steps import Filter, LeftOut, Row, Rows, Step, as_columns, columns_after, merged, run_steps
 from crucible.streams import Walk
 from crucible.view import Split, View, ViewReader, shown_features
 
 if TYPE_CHECKING:
     from crucible.feature_types import Feature
+    from crucible.proof import Proof
 
 
 class Leaf(Split):
@@ -106,10 +108,17 @@ class UnitReader:
     """
 
     def __init__(
-        self, leaves: Sequence[Leaf], steps: Sequence[Step], given: Format, format_: Format, most_open: int
+        self,
+        leaves: Sequence[Leaf],
+        steps: Sequence[Step],
+        given: Format,
+        format_: Format,
+        most_open: int,
+        proof: Proof | None = None,
     ) -> None:
         self._leaves, self._steps, self._given, self._format = tuple(leaves), tuple(steps), given, format_
         self._readers = [leaf.reader(most_open) for leaf in leaves]
+        self._proof = proof
         self._stops = np.cumsum([leaf.num_rows for leaf in leaves])
         self._own_steps = any(leaf.steps for leaf in leaves)
         self._spare: Row | None = None
@@ -147,10 +156,19 @@ class UnitReader:
     def _last(self) -> Output:
         return self._output(self._format, self._features, self._schema)
 
+    def feed(self, feeders: Mapping[int, Feeder]) -> None:
+        """Have shards fetched by these, each for the leaves with the source of that `id`."""
+        for leaf, reader in zip(self._leaves, self._readers):
+            reader.feeder = feeders[id(leaf.source)]
+
     def take(self, ids: Int64s) -> pa.Table:
         """The rows `ids`, in that order, with the columns of all leaves; one that a leaf lacks is null there."""
-        if len(self._leaves) == 1:
-            return self._readers[0].take(ids)
+        table = self._readers[0].take(ids) if len(self._leaves) == 1 else self._joined(ids)
+        if table.num_rows != len(ids):  # what is on record as handed out goes by the ids
+            raise AssertionError(f"{len(ids)} rows were asked for and {table.num_rows} came; please report this")
+        return table
+
+    def _joined(self, ids: Int64s) -> pa.Table:
         from crucible.casts import cast_batch
 
         found, places = [], []
@@ -175,40 +193,47 @@ class UnitReader:
     def _first(self, number: int) -> int:
         return int(self._stops[number - 1]) if number else 0
 
-    def _bad(self, ids: Int64s) -> OnBad:
-        """Told of row `number` of a table of `ids`."""
+    def _bad(self, block: Block, unit: int) -> OnBad:
+        """Told of row `number` of a block."""
 
         def bad(number: int, error: CorruptFile) -> None:
-            row = int(ids[number])
+            row = int(block.ids[number])
             leaf = int(np.searchsorted(self._stops, row, side="right"))
             self._leaves[leaf].bad(error, row - self._first(leaf))
+            if self._proof is not None:
+                self._proof.left_out([block.first_unit * max(1, unit) + number], skipped=True)
 
         return bad
 
-    def rows(self, block: Block, *, mask: bool) -> Iterator[Any]:
-        """One thing for each row of the block: the row, or SKIPPED."""
-        if self.stepped:
-            made = self._made(block, 0, mask=mask)
-            at = 0
-            for owner in range(len(block.ids)):
-                if at < len(made.owners) and made.owners[at] == owner:
-                    yield self._last.finish(made.rows[at])
-                    at += 1
-                else:
-                    yield SKIPPED
-            return
-        yield from self._last.rows(self._masked(block, mask=mask), self._bad(block.ids))
-
-    def batches(self, block: Block, share: Share, walk: Walk, total: int) -> Iterator[Any]:
-        """One thing for each unit of the block: its rows as a batch, or SKIPPED when none is left of it."""
-        mask, size = share.end == "mask", share.unit
+    def rows(self, blocks: Iterable[Block], *, mask: bool) -> Iterator[Any]:
+        """One thing for each row of the blocks: the row, or SKIPPED."""
         if not self.stepped:
-            table, bad = self._masked(block, mask=mask), self._bad(block.ids)
-            for start in range(0, table.num_rows, size):
-                yield self._last.batch(table.slice(start, size), shifted(bad, start))
-            return
-        made = self._made(block, size, mask=mask)
-        at = 0
+            return self._last.stream_rows((self._masked(block, mask=mask), self._bad(block, 1)) for block in blocks)
+        return (row for block in blocks for row in self._each(block, mask=mask))
+
+    def batches(self, blocks: Iterable[Block], share: Share, walk: Walk, total: int) -> Iterator[Any]:
+        """One thing for each unit of the blocks: its rows as a batch, or SKIPPED when none is left of it."""
+        if not self.stepped:
+            return self._last.stream_batches(part for block in blocks for part in self._parts(block, share))
+        return (one for block in blocks for one in self._each_batch(block, share, walk, total))
+
+    def _parts(self, block: Block, share: Share) -> Iterator[tuple[pa.Table, OnBad]]:
+        table, bad = self._masked(block, mask=share.end == "mask"), self._bad(block, share.unit)
+        for start in range(0, table.num_rows, share.unit):
+            yield table.slice(start, share.unit), shifted(bad, start)
+
+    def _each(self, block: Block, *, mask: bool) -> Iterator[Any]:
+        made, at = self._made(block, 0, mask=mask), 0
+        for owner in range(len(block.ids)):
+            if at < len(made.owners) and made.owners[at] == owner:
+                yield self._last.finish(made.rows[at])
+                at += 1
+            else:
+                yield SKIPPED
+
+    def _each_batch(self, block: Block, share: Share, walk: Walk, total: int) -> Iterator[Any]:
+        mask, size = share.end == "mask", share.unit
+        made, at = self._made(block, size, mask=mask), 0
         for unit in range(-(-len(block.ids) // size)):
             stop = at
             while stop < len(made.rows) and made.owners[stop] // size == unit:
@@ -237,15 +262,17 @@ class UnitReader:
 
     def _made(self, block: Block, unit: int, *, mask: bool) -> Rows:
         """The rows of a block after all steps. Their owners are places in the block."""
-        ids, bad = block.ids, self._bad(block.ids)
+        ids, bad = block.ids, self._bad(block, unit)
+        left_out = self._left_out(block, unit)
         if self._own_steps:
             parts = []
             for number, here, local in self._by_leaf(ids):
                 leaf, table = self._leaves[number], self._readers[number].take(local)
-                parts.append(self._run(leaf.steps, table, here, leaf.read, bad, unit))
-            made = run_steps(self._steps, merged(parts), unit)
+                parts.append(self._run(leaf.steps, table, here, leaf.read, bad, unit, left_out))
+            made = run_steps(self._steps, merged(parts), unit, left_out)
         else:
-            made = self._run(self._steps, self.take(ids), np.arange(len(ids)), self._features, bad, unit)
+            places = np.arange(len(ids))
+            made = self._run(self._steps, self.take(ids), places, self._features, bad, unit, left_out)
         if mask:
             for row, owner in zip(made.rows, made.owners):
                 if VALID in row:
@@ -261,6 +288,7 @@ class UnitReader:
         features: Mapping[str, Feature],
         bad: OnBad,
         unit: int,
+        left_out: LeftOut | None,
     ) -> Rows:
         """`steps` on a table whose row i stands at `places[i]` of the block.
 
@@ -274,9 +302,13 @@ class UnitReader:
             if missing:
                 raise UsageError(f"filter: no column {missing[0]!r}; there are: {', '.join(table.column_names)}")
             seen = self._python(table.select(names), places, {name: features[name] for name in names}, bad)
-            kept = np.flatnonzero(np.isin(places, step.apply(seen, unit).owners))
+            kept = np.flatnonzero(np.isin(places, run_steps([step], seen, unit, left_out).owners))
             table, places, steps = table.take(pa.array(kept)), places[kept], steps[1:]
-        return run_steps(steps, self._python(table, places, features, bad), unit)
+        return run_steps(steps, self._python(table, places, features, bad), unit, left_out)
+
+    def _left_out(self, block: Block, unit: int) -> LeftOut | None:
+        proof, first = self._proof, block.first_unit * max(1, unit)
+        return None if proof is None else lambda owners: proof.left_out([first + one for one in owners], skipped=False)
 
     def _python(self, table: pa.Table, places: Int64s, features: Mapping[str, Feature], bad: OnBad) -> Rows:
         output = self._output(self._given, features, table.schema)
@@ -293,7 +325,11 @@ class UnitReader:
         """What fills a batch of which filters left too little: the first row of the epoch that they let pass."""
         for start in range(0, 0 if self._spare else total, FIRST_BLOCK_ROWS):
             ids = walk.rows(np.arange(start, min(total, start + FIRST_BLOCK_ROWS)))
-            made = self._made(Block(ids, None, 0), len(ids), mask=False)
+            self._proof, proof = None, self._proof  # what is tried here is not handed out
+            try:
+                made = self._made(Block(ids, None, 0), len(ids), mask=False)
+            finally:
+                self._proof = proof
             if made.rows:
                 self._spare = made.rows[0]
                 break

@@ -35,6 +35,10 @@ class Delivery:
     given: Format = "python"
     """The format when the first function was added: in it the functions see the rows."""
     steps: tuple[Step, ...] = ()
+    certify: str | None = None
+    """Folder for the records of what was handed out."""
+    proven: bool = False
+    """They are kept, in a folder or not."""
 
 
 class Shaped:

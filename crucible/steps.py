@@ -7,13 +7,14 @@ where a reader is, and so its state, is told in positions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from crucible.errors import UsageError
 
 Row = dict[str, Any]
+LeftOut = Callable[[Iterable[int]], None]
 
 
 class Rows(NamedTuple):
@@ -162,14 +163,18 @@ def columns_after(names: Sequence[str] | None, steps: Sequence[Step]) -> dict[st
     return known
 
 
-def run_steps(steps: Sequence[Step], given: Rows, unit: int) -> Rows:
+def run_steps(steps: Sequence[Step], given: Rows, unit: int, left_out: LeftOut | None = None) -> Rows:
     """The rows after all steps. Rows are batched inside units of `unit` owners (0: over them, for rows one by one).
+
+    `left_out` is told the owners of which a filter let nothing pass.
 
     Raises what a function raises, and UsageError for what a function should not return.
     """
     for step in steps:
-        count = len(given.rows)
+        count, before = len(given.rows), given.owners
         given = step.apply(given, unit)
+        if left_out is not None and isinstance(step, Filter) and len(given.rows) != count:
+            left_out(set(before) - set(given.owners))
         if not unit and isinstance(step, Map) and len(given.rows) != count:
             raise UsageError(
                 f"map: {step.call.name} got {count} rows and made {len(given.rows)}; read such a dataset in batches "

@@ -44,6 +44,7 @@ class NodeShards:
         self._settings = settings
         self._store = Store(settings.home)
         self.rank, self.stall_log_s = settings.rank, settings.stall_log_s
+        self.ahead_bytes = settings.ahead_bytes
         self._origins: dict[str, tuple[str, int]] = {}
         self._begin()
         _ALL.add(self)

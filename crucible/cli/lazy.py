@@ -22,7 +22,7 @@ class Lazy(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         if cmd_name not in self.names:
             return None
-        found = import_module(f"{self.folder}{cmd_name}").command
+        found = import_module(f"{self.folder}{cmd_name.replace('-', '_')}").command
         assert isinstance(found, click.Command)
         return found
 
