@@ -9,7 +9,7 @@ from crucible.cli.lazy import Lazy
 
 @click.group("data", cls=Lazy, folder="crucible.cli.data_", names=("head", "schema", "stats"), no_args_is_help=True)
 def command() -> None:
-    """Look at a dataset: its rows, its columns, and what is in them.
+    """Look at a dataset: its rows, columns and values.
 
     \b
     Example:

@@ -16,7 +16,7 @@ from crucible.cli.show import human, print_json, print_table
 @options.address
 @options.as_json
 def command(as_json: bool, **request: Any) -> None:
-    """Show which nodes of a running cluster hold the shards of REPO.
+    """Show which nodes of a cluster hold the shards of REPO.
 
     REPO must have been prefetched. With --json one object a shard.
 

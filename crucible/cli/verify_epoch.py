@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 @options.as_json
 @click.pass_context
 def command(ctx: click.Context, paths: tuple[Path, ...], epoch: int | None, as_json: bool) -> None:
-    """Prove that each row of an epoch was delivered exactly once, or name the loss.
+    """Prove that an epoch was delivered exactly once.
+
+    Or name the loss: which rank lacks how many rows, and which one it was.
 
     PATH is a folder that datasets were told to keep their records in
     (`ds.certify(folder)`, or CRUCIBLE_CERTIFICATES), or one record in it; from
