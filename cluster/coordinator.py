@@ -12,7 +12,7 @@ import time
 import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import ray as untyped_ray
@@ -20,15 +20,17 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from crucible.cache.store import Store
 from crucible.cluster.catalog import Catalog
-from crucible.cluster.drive import as_crucible_error, cached_report, run_job, with_waiting
+from crucible.cluster.drive import as_crucible_error, cached_report, run_job
+from crucible.cluster.early import early_manifests
 from crucible.cluster.executor import RayExecutor, alive_nodes, reason_of
 from crucible.cluster.flights import Flights
+from crucible.cluster.jobs import Job, Jobs
 from crucible.cluster.prepare import Prepared, prepare, remember
-from crucible.config import Token, node_settings
+from crucible.cluster.readers import Answer
+from crucible.config import Settings, node_settings
 from crucible.errors import AgentUnavailable, ClusterError, CrucibleError
-from crucible.hub.governor import Governor
 from crucible.manifest import Manifest
-from crucible.refs import DataRequest, NodeId, WorkItem
+from crucible.refs import DataRequest, NodeId, ShardInfo, WorkItem
 from crucible.report import ItemResult, JobReport, Progress, Tally
 from crucible.workers.daemon import Agent
 from crucible.workers.governing import cluster_governor
@@ -51,20 +53,6 @@ COORDINATOR_WAIT_S = 180.0
 out the actor that died with it."""
 
 
-@dataclass
-class _Job:
-    """One job's public face: written by its thread, read by whoever asks."""
-
-    progress: Progress
-    request: DataRequest
-    token: Token | None = field(repr=False)
-    governor: Governor | None = None
-    arrived: int = 0
-    report: JobReport | None = None
-    error: CrucibleError | None = None
-    ended: threading.Event = field(default_factory=threading.Event)
-
-
 class CoordinatorCore:
     """What the actor is. Soft state only: the nodes' stores are the truth, and a new coordinator asks them.
 
@@ -78,7 +66,7 @@ class CoordinatorCore:
         self._catalog = Catalog()
         self._items = Catalog()
         self._agents: dict[NodeId, tuple[Any, str]] = {}
-        self._jobs: dict[str, _Job] = {}
+        self._jobs = Jobs()
         self._lock = threading.RLock()
         self._asking = threading.Lock()
         """Held by whoever starts agents or asks all of them: one at a time, and `_lock` stays free meanwhile."""
@@ -97,13 +85,26 @@ class CoordinatorCore:
 
     def credential(self, job: str) -> str | None:
         """The Hub token of one job, for a node that has none of its own. Another job, to another Hub, never sees it."""
-        token = self._jobs[job].token if job in self._jobs else None
+        token = record.token if (record := self._jobs.get(job)) is not None else None
         return str(token) if token else None
 
     def arrived(self, job: str, size: int) -> None:
-        with self._lock:
-            if job in self._jobs:
-                self._jobs[job].arrived += size
+        self._jobs.arrived(job, size)
+
+    def made(self, job: str, node: NodeId, item: str, shard: ShardInfo) -> None:
+        """A shard is visible on a node, though its item is not done."""
+        self.landed(node, [shard.key])
+        if (record := self._jobs.get(job)) is not None:
+            record.readers.made(item, [shard])
+
+    def opening(self, request: DataRequest, endpoint: str) -> Answer:
+        """What a reader of `request` may begin with; see `readers`."""
+        return self._jobs.opening(request, endpoint)
+
+    def wish(self, job: str, keys: Sequence[str]) -> Answer:
+        """Items that a reader of `job` needs next, and what is made of them; see `readers`."""
+        record = self._jobs.get(job)
+        return {"state": "unknown"} if record is None else record.readers.wish(keys)
 
     def locate(self, keys: Sequence[str]) -> dict[str, list[str]]:
         """shard key -> urls of agents that hold it."""
@@ -230,10 +231,9 @@ class CoordinatorCore:
     ) -> None:
         """Start a job, if it is not known. Ask `progress` how far it is, and `result` how it ended."""
         token = take_token(token_file) or options.on_this_node().token
-        with self._lock:
-            if job in self._jobs:
-                return  # the driver lost sight of us, and asks again
-            record = self._jobs[job] = _Job(Progress(job, "resolve"), request, token)
+        record = self._jobs.add(job, request, options.endpoint, token)
+        if record is None:
+            return
         work = threading.Thread(
             target=self._run, args=(job, record, request, options, replicas, nodes), name=f"job-{job}", daemon=True
         )
@@ -241,10 +241,7 @@ class CoordinatorCore:
 
     def progress(self, job: str) -> Progress:
         """How far a job is, and how much longer the Hub wants it to wait."""
-        record = self._jobs[job]
-        if record.governor is None or record.ended.is_set():
-            return record.progress
-        return with_waiting(record.progress, record.governor.waiting())
+        return self._jobs.progress(job)
 
     def result(self, job: str, wait_s: float) -> JobReport | CrucibleError | None:
         """The report, the error it failed with (returned, so that its type survives), or None while it runs."""
@@ -255,10 +252,10 @@ class CoordinatorCore:
 
     def jobs(self) -> list[tuple[DataRequest, Progress, str]]:
         """(request, progress, error text) of every job of this coordinator, oldest first."""
-        return [(job.request, job.progress, str(job.error or "")) for job in self._jobs.values()]
+        return self._jobs.listing()
 
     def _run(
-        self, job: str, record: _Job, request: DataRequest, options: JobOptions, replicas: int, nodes: int | None
+        self, job: str, record: Job, request: DataRequest, options: JobOptions, replicas: int, nodes: int | None
     ) -> None:
         began = time.monotonic()
         try:
@@ -266,15 +263,18 @@ class CoordinatorCore:
             governor = record.governor = cluster_governor(settings)
             tally = Tally()
             prepared = prepare(request, settings, self._store, tally, governor=governor)
+            self._begin_readers(record, prepared, settings)
             self.ensure_agents()
             self.rebuild_catalog()
             if prepared.cached and self._all_held(prepared.manifests, replicas):
                 self._share(prepared, prepared.manifests)
+                record.readers.finish(prepared.manifests)
                 record.report = cached_report(job, prepared, tally.counts, time.monotonic() - began)
                 record.progress = Progress(job, "finished")
                 return
             if prepared.cached:  # the manifest is known but shards of it are gone: make them again
                 prepared = prepare(request, settings, self._store, tally, again=True, governor=governor)
+                self._begin_readers(record, prepared, settings)
             executor = RayExecutor(self, options, job, nodes)
             manifests, report = run_job(
                 job,
@@ -287,10 +287,14 @@ class CoordinatorCore:
                 prefer=self.where_done,
                 observe=lambda progress: setattr(record, "progress", progress),
                 arrived=lambda: record.arrived,
+                slots=executor.slots,
+                wishes=record.readers.wishes,
+                done=record.readers.done,
                 offset_s=time.monotonic() - began,
                 metadata=tally.counts,
             )
             self._share(prepared, manifests)
+            record.readers.finish(manifests)
             record.report = report
         except Exception as error:  # noqa: BLE001 - whatever ends a job must reach the one who waits for it
             record.error = as_crucible_error(error, f"job {job}")
@@ -298,7 +302,12 @@ class CoordinatorCore:
                 traceback.print_exc()
             record.progress = replace(record.progress, phase="failed")
         finally:
-            record.ended.set()
+            self._jobs.ended(record)
+
+    def _begin_readers(self, record: Job, prepared: Prepared, settings: Settings) -> None:
+        record.readers.begin(
+            prepared, lambda: early_manifests(prepared, settings, self._store, Tally(), governor=record.governor)
+        )
 
     def _all_held(self, manifests: Sequence[Manifest], replicas: int) -> bool:
         with self._lock:

@@ -22,6 +22,8 @@ from crucible.workers.tasks import JobOptions, copy_shard_task, run_item_task
 ray: Any = untyped_ray  # its annotations know neither `exceptions` nor what a remote call returns
 
 NODES_EVERY_S = 1.0
+SLOTS_PER_CPU = 2
+"""One at work and one that waits for it to end. More could not be overtaken by what a reader needs now."""
 
 
 class Owner(Protocol):
@@ -50,6 +52,8 @@ class RayExecutor:
         if not self._weights:
             raise ClusterError("no node of this Ray cluster has a running agent; see `crucible nodes`")
         self._looked_at = time.monotonic()
+        self.slots = SLOTS_PER_CPU * most_cpus()
+        """Items that a node is sent at a time."""
 
     def run(self, command: RunItem) -> Future[ItemResult]:
         """Start the item, or wait for the job that has started it. A node that has it done already is asked first."""
@@ -108,6 +112,11 @@ class RayExecutor:
 def alive_nodes() -> dict[NodeId, str]:
     """node -> its address, for every node Ray knows to be alive."""
     return {NodeId(n["NodeID"]): str(n["NodeManagerAddress"]) for n in ray.nodes() if n["Alive"]}
+
+
+def most_cpus() -> int:
+    """CPUs of the node that has most of them: none then waits for work."""
+    return max([1, *(int(n["Resources"].get("CPU", 0)) for n in ray.nodes() if n["Alive"])])
 
 
 def reason_of(error: BaseException) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +29,8 @@ from crucible.manifest import Manifest
 from crucible.refs import ByteRange, DataRequest, ReadOptions, RepoRef, SourceFile, WorkItem
 from crucible.report import Tally
 
+FOOTERS_AT_ONCE = 16
+"""Each is a round trip or two, and little else."""
 METADATA_FILES = ("README.md", ".huggingface.yaml", "dataset_infos.json")
 
 
@@ -149,18 +152,20 @@ def _named(data_files: Patterns) -> Callable[[Path], Iterator[str]]:
 
 def footers(repo: Repo, pinned: RepoRef, files: tuple[SourceFile, ...]) -> dict[str, ParquetFooter]:
     """path -> footer of every parquet file, read by range: row counts and sizes before the data moves."""
-    found = {}
-    for file in files:
+
+    def footer(file: SourceFile) -> ParquetFooter:
         wanted: ByteRange | ParquetFooter = footer_tail(file.size)
         for _ in range(3):
             assert isinstance(wanted, ByteRange)
             wanted = parse_footer(file.path, file.size, repo.read(pinned, file, wanted))
             if isinstance(wanted, ParquetFooter):
-                found[file.path] = wanted
-                break
-        else:
-            raise CorruptFile(file.path, "its end", "the parquet footer never fits its own length")
-    return found
+                return wanted
+        raise CorruptFile(file.path, "its end", "the parquet footer never fits its own length")
+
+    if len(files) < 2:
+        return {file.path: footer(file) for file in files}
+    with ThreadPoolExecutor(FOOTERS_AT_ONCE, thread_name_prefix="crucible-footer") as pool:
+        return dict(zip([file.path for file in files], pool.map(footer, files), strict=True))
 
 
 def _describe(pinned: RepoRef, configs: tuple[ResolvedConfig, ...], request: DataRequest) -> dict[str, Any]:

@@ -19,6 +19,7 @@ CrucibleError
 ├── StateMismatch                      a state_dict of another dataset
 └── ClusterError                       Ray, the coordinator or an agent
     ├── ClusterUnreachable  AgentUnavailable
+    └── PrefetchFailed                 the job that a reader waited for
 
 An error keeps its facts as attributes and says what, where and what next in `__str__`. `args` equal the
 constructor's arguments, because errors cross Ray by pickling and a class that passes one formatted string to its
@@ -344,3 +345,14 @@ class AgentUnavailable(ClusterError):
 
     def __str__(self) -> str:
         return f"agent of node {self.node}: {self.reason}"
+
+
+class PrefetchFailed(ClusterError):
+    """The job that was bringing what a reader waits for has failed, or was given up."""
+
+    def __init__(self, job: str, reason: str) -> None:
+        super().__init__(job, reason)
+        self.job, self.reason = job, reason
+
+    def __str__(self) -> str:
+        return f"job {self.job}, which was bringing these rows, failed: {self.reason} (start it again, or this reader)"

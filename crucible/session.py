@@ -21,8 +21,9 @@ from crucible.cluster.look import Located as Located
 from crucible.cluster.look import locate as locate
 from crucible.cluster.look import nodes as nodes
 from crucible.cluster.look import status as status
+from crucible.cluster.opening import open_early
 from crucible.cluster.plan import Plan
-from crucible.cluster.prepare import prepare, remember
+from crucible.cluster.prepare import Prepared, prepare, remember
 from crucible.cluster.preview import preview
 from crucible.config import Settings, settings_with
 from crucible.data_files import DataFiles, data_request
@@ -30,6 +31,7 @@ from crucible.dataset import Dataset, DatasetDict, IterableDataset
 from crucible.errors import ClusterError, CrucibleError, UsageError
 from crucible.hub.client import repo_ref
 from crucible.hub.governor import local_governor
+from crucible.iterate import ShardSource
 from crucible.manifest import Manifest
 from crucible.refs import DataRequest, RepoType
 from crucible.report import JobReport, Progress, Tally
@@ -75,8 +77,9 @@ def load_dataset(
     columns of parquet files, which no hash can vouch for: docs/transfer.md says what is checked instead.
 
     What an earlier `prefetch` left on this node or on a peer is used; the rest is downloaded, verified and converted
-    here, before this returns: whole splits, a slice being a view of its split. `columns` converts only those.
-    `token` False means anonymous.
+    here, before this returns: whole splits, a slice being a view of its split. With `streaming`, parquet comes while it
+    is read, by a prefetch that is running or by this process; other formats wait for the prefetch, or are brought whole
+    first. `columns` converts only those. `token` False means anonymous.
 
     Raises a RepoError that names what there is, OfflineMode, a TransferError, a ConversionError or a StoreError.
     """
@@ -94,11 +97,17 @@ def load_dataset(
         settings=format_settings,
         partial=partial,
     )
-    manifests = {manifest.split: manifest for manifest in local_job(request, settings)[0]}
+    source: ShardSource
+    if streaming:
+        found = open_early(request, settings, _whole(settings))
+        whole, source = found.manifests, found.source
+    else:
+        whole, source = local_job(request, settings)[0], NodeShards(settings)
+    manifests = {manifest.split: manifest for manifest in whole}
     kind = IterableDataset if streaming else Dataset
     opened = each_split(
         {name: name for name in manifests} if split is None else split,
-        lambda expression: kind(take(expression, manifests), NodeShards(settings)),
+        lambda expression: kind(take(expression, manifests), source),
     )
     made: Dataset | IterableDataset | dict[str, IterableDataset] | list[Any] = opened
     return DatasetDict(opened) if isinstance(opened, dict) and not streaming else made
@@ -229,12 +238,18 @@ def local_job(
     request: DataRequest, settings: Settings, on_progress: Callable[[Progress], None] = lambda _: None
 ) -> tuple[tuple[Manifest, ...], JobReport]:
     """The same job in this process, without Ray. Shards that only a peer holds are left there until they are read."""
-    began = time.monotonic()
-    store, tally = Store(settings.home), Tally()
-    prepared = prepare(request, settings, store, tally)
-    job = job_name(request)
+    began, tally = time.monotonic(), Tally()
+    prepared = prepare(request, settings, Store(settings.home), tally)
     if prepared.cached:
-        return prepared.manifests, cached_report(job, prepared, tally.counts, time.monotonic() - began)
+        report = cached_report(job_name(request), prepared, tally.counts, time.monotonic() - began)
+        return prepared.manifests, report
+    return _do_here(prepared, settings, on_progress, began, tally)
+
+
+def _do_here(
+    prepared: Prepared, settings: Settings, on_progress: Callable[[Progress], None], began: float, tally: Tally
+) -> tuple[tuple[Manifest, ...], JobReport]:
+    store, job = Store(settings.home), job_name(prepared.request)
     executor = LocalExecutor(Workplace(store, settings, LOCAL))
     try:
         manifests, report = run_job(
@@ -251,6 +266,10 @@ def local_job(
         executor.close()
     remember(prepared, manifests, store)
     return manifests, report
+
+
+def _whole(settings: Settings) -> Callable[[Prepared], tuple[Manifest, ...]]:
+    return lambda prepared: _do_here(prepared, settings, lambda _: None, time.monotonic(), Tally())[0]
 
 
 def job_name(request: DataRequest) -> str:

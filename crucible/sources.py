@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -51,4 +51,13 @@ class FeedingSource(Protocol):
 
     def doing(self, shard: ShardInfo) -> str:
         """What the fetch of this shard waits for at this moment, for the log."""
+        ...
+
+
+@runtime_checkable
+class WishingSource(Protocol):
+    """A source of shards that somebody is only making: what is needed soon can be made first."""
+
+    def wish(self, shards: Sequence[tuple[Manifest, ShardInfo]]) -> None:
+        """These will be needed next, in this order. Never waits."""
         ...

@@ -13,6 +13,7 @@ from crucible.config import node_settings
 from crucible.errors import CrucibleError
 from crucible.manifest import manifest_from_json
 from crucible.refs import RepoRef
+from crucible.workers.asking import request_from_json
 from crucible.workers.secret import keep_secret
 from crucible.workers.serve import AgentAddress, AgentServer, store_status, write_address
 from crucible.workers.tasks import ASK_TIMEOUT_S, coordinator, this_node
@@ -20,6 +21,7 @@ from crucible.workers.tasks import ASK_TIMEOUT_S, coordinator, this_node
 ray: Any = untyped_ray  # its annotations know neither `exceptions` nor what a remote call returns
 
 LOCATE_TIMEOUT_S = 2.0
+ANSWER_TIMEOUT_S = 10.0
 
 
 class AgentCore:
@@ -34,7 +36,7 @@ class AgentCore:
         # asked for, not passed in: an actor's arguments are kept and shown by more parts of Ray than its replies
         secret = ray.get(coordinator().secret.remote(), timeout=ASK_TIMEOUT_S)
         keep_secret(self._store, secret)
-        self._server = AgentServer(self._store, secret, self._node, host, 0, self._locate)
+        self._server = AgentServer(self._store, secret, self._node, host, 0, self._locate, self._ask)
         self.set_peers([])
 
     def address(self) -> str:
@@ -73,6 +75,19 @@ class AgentCore:
             return list(found.get(key, []))
         except (ray.exceptions.RayError, CrucibleError):
             return []  # the reader still has the peers in agent.json
+
+    def _ask(self, what: str, question: Any) -> Any:
+        """The coordinator's answer to a reader's question; None when no coordinator gives one. Raises TypeError."""
+        if what == "opening":
+            request, endpoint = request_from_json(question["request"]), str(question["endpoint"])
+        else:
+            job, keys = str(question["job"]), [str(key) for key in question["keys"]]
+        try:
+            there = coordinator()
+            call = there.opening.remote(request, endpoint) if what == "opening" else there.wish.remote(job, keys)
+            return ray.get(call, timeout=ANSWER_TIMEOUT_S)
+        except (ray.exceptions.RayError, CrucibleError):
+            return None
 
 
 Agent: Any = ray.remote(num_cpus=0, max_concurrency=4, max_restarts=-1)(AgentCore)

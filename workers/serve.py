@@ -3,6 +3,8 @@
     GET /v1/shards/<key>      the shard's bytes; Range as in RFC 9110
     GET /v1/locate/<key>      {"urls": [...]}: agents that have the shard
     GET /v1/status            what the store holds
+    POST /v1/opening          what a running job has of a request: a reader may begin before the job ends
+    POST /v1/wishes           items that a reader needs next, and which of their shards are made
     PUT /v1/partials/<oid>?size=&lfs=&start=    bytes of a file that another node brings (`workers.partials`)
     POST /v1/partials/<oid>/release             a process of this node goes on with that file
     DELETE /v1/partials/<oid>                   nobody needs them any more
@@ -23,7 +25,7 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from aiohttp import web
 
@@ -75,13 +77,21 @@ def write_address(store: Store, address: AgentAddress) -> None:
 class AgentServer:
     """Serves one store until `close()`. The event loop runs in a thread of its own.
 
-    `locate(key)` gives urls of agents that may have a shard; it is called in a worker thread and may block shortly.
+    `locate(key)` gives urls of agents that may have a shard, and `ask(what, question)` the coordinator's answer to a
+    reader, or None. They are called in worker threads and may block shortly.
     """
 
     def __init__(
-        self, store: Store, secret: str, node: NodeId, host: str, port: int, locate: Callable[[str], list[str]]
+        self,
+        store: Store,
+        secret: str,
+        node: NodeId,
+        host: str,
+        port: int,
+        locate: Callable[[str], list[str]],
+        ask: Callable[[str, Any], Any] | None = None,
     ) -> None:
-        self._store, self._secret, self._node, self._locate = store, secret, node, locate
+        self._store, self._secret, self._node, self._locate, self._ask = store, secret, node, locate, ask
         self._partials = Partials(store)
         # threads of their own: the default ones open the shards that are served
         self._pool = ThreadPoolExecutor(4, thread_name_prefix="crucible-partials")
@@ -114,6 +124,7 @@ class AgentServer:
         app.router.add_get("/v1/shards/{key}", self._shard)
         app.router.add_get("/v1/locate/{key}", self._where)
         app.router.add_get("/v1/status", self._status)
+        app.router.add_post("/v1/{what:opening|wishes}", self._question)
         app.router.add_put("/v1/partials/{oid}", self._take)
         app.router.add_post("/v1/partials/{oid}/release", self._release)
         app.router.add_delete("/v1/partials/{oid}", self._drop)
@@ -157,6 +168,19 @@ class AgentServer:
         key = request.match_info["key"]
         urls = await asyncio.to_thread(self._locate, key) if is_key(key) else []
         return web.json_response({"urls": [url for url in urls if url != self.url]})
+
+    async def _question(self, request: web.Request) -> web.StreamResponse:
+        if self._ask is None:
+            return _refusal(503, "this agent has no coordinator")
+        try:
+            question = await request.json()
+        except ValueError:
+            return _refusal(400, "the question is not JSON")
+        try:
+            answer = await asyncio.to_thread(self._ask, request.match_info["what"], question)
+        except (TypeError, KeyError, ValueError) as error:
+            return _refusal(400, f"no such question: {error}")
+        return _refusal(503, "no coordinator answers") if answer is None else web.json_response(answer)
 
     async def _take(self, request: web.Request) -> web.StreamResponse:
         """A range that another node pushes. The body goes to the disk piece by piece."""

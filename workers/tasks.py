@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -126,6 +127,7 @@ def _run_item(item: WorkItem, options: JobOptions, job: str, spare_url: str | No
             cluster_governor(settings),
             spare=spare,
             keep_raw=options.keep_raw,
+            made=reporter.made(item),
         )
         result = run_item(item, place)
         if spare is not None:
@@ -167,6 +169,15 @@ class _Reporter:
             due = time.monotonic() - self._sent_at >= PROGRESS_EVERY_S
         if due:
             self.flush()
+
+    def made(self, item: WorkItem) -> Callable[[ShardInfo], None]:
+        """What tells that a shard of `item` is in this node's store: a reader may be waiting for just that one."""
+        node = this_node()
+
+        def tell(shard: ShardInfo) -> None:
+            self._coordinator.made.remote(self._job, node, item.key, shard)
+
+        return tell
 
     def flush(self) -> None:
         with self._lock:

@@ -1,0 +1,64 @@
+"""Ask this node's agent about the jobs of the cluster: what a reader may begin with, and what has become of a shard.
+
+A training process is no Ray worker; its agent is, and passes the questions on to the coordinator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import httpx
+
+from crucible.cache.store import Store
+from crucible.config import Settings
+from crucible.refs import DataRequest, RepoRef
+from crucible.workers.secret import load_secret
+from crucible.workers.serve import read_address
+
+CONNECT_TIMEOUT_S = 3.0
+ANSWER_TIMEOUT_S = 15.0
+"""The agent itself gives the coordinator ten seconds."""
+
+
+class Line:
+    """A reader's line to the agent of its node. Any method from any thread; a process makes its own."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._store = Store(settings.home)
+
+    def opening(self, request: DataRequest) -> dict[str, Any] | None:
+        """What a running or finished job has of `request` (`cluster.readers`); None when nobody answers."""
+        return self._ask("opening", {"request": asdict(request), "endpoint": self._settings.endpoint})
+
+    def wish(self, job: str, keys: Sequence[str]) -> dict[str, Any] | None:
+        """Say that the items `keys` are needed, in this order, and hear what is made of them. None: nobody answers."""
+        return self._ask("wishes", {"job": job, "keys": list(keys)})
+
+    def _ask(self, what: str, question: Mapping[str, Any]) -> dict[str, Any] | None:
+        secret = load_secret(self._store)
+        address = read_address(self._store)
+        agent = self._settings.agent_url or (address.url if address else None)
+        if secret is None or agent is None:
+            return None
+        timeout = httpx.Timeout(ANSWER_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
+        try:
+            with httpx.Client(timeout=timeout, trust_env=False) as client:
+                headers = {"authorization": f"Bearer {secret}"}
+                reply = client.post(f"{agent.rstrip('/')}/v1/{what}", headers=headers, json=question)
+                found = reply.raise_for_status().json()
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError):
+            return None
+        return found if isinstance(found, dict) else None
+
+
+def request_from_json(raw: Mapping[str, Any]) -> DataRequest:
+    """The request that `asdict` took apart and JSON carried. Raises TypeError or KeyError for anything else."""
+    named = {name: _tuples(value) for name, value in raw.items() if name != "repo"}
+    return DataRequest(repo=RepoRef(**raw["repo"]), **named)
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
