@@ -46,7 +46,7 @@ class IterableDataset(Shaped):
     """
 
     def __init__(self, manifest: Manifest, source: ShardSource) -> None:
-        self._begin((Leaf(manifest, source, View()),), Source(manifest.id, shard_rows(manifest)), Delivery())
+        self._begin((Leaf(manifest, source, View()),), Source(manifest.order_id, shard_rows(manifest)), Delivery())
 
     def _begin(self, leaves: tuple[Leaf, ...], stream: Stream, out: Delivery, epoch: int = 0) -> None:
         self._leaves, self._stream, self._out = leaves, stream, out

@@ -106,7 +106,7 @@ class Dataset(Split):
         from crucible.streams import Source
 
         leaf = Leaf(self._manifest, self._source, replace(self._view, format="python"))
-        stream = Source(self._manifest.id, shard_rows(self._manifest))
+        stream = Source(self._manifest.order_id, shard_rows(self._manifest))
         return IterableDataset.of((leaf,), stream, Delivery(format=self._view.format))
 
     def tables(self, rows: int | None = None) -> Iterator[pa.Table]:
