@@ -87,8 +87,9 @@ class Proof:
         if time.monotonic() >= self._due:
             self.settle()
 
-    def settle(self) -> Record:
-        """The record as of now; written, if there is anything new in it."""
+    def settle(self, units: int = 0) -> Record:
+        """The record as of now, if the loop has `units` or what it was said to have; written, if that is news."""
+        self._units = max(self._units, units)
         record, unit = self.record, self.record.share.unit
         if self._units > record.units:
             start, stop = record.units * unit, self._units * unit
@@ -122,8 +123,9 @@ class Proof:
         self._due = time.monotonic() + PAUSE_S
         return self.record
 
-    def close(self) -> None:
-        self.settle()
+    def close(self, units: int) -> None:
+        """The iteration is over, or was left, with so many units."""
+        self.settle(units)
         if self._file is not None:
             self._file.close()
 
