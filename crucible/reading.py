@@ -92,13 +92,16 @@ def read_blocks(walk: Walk, share: Share, total: int, block_rows: int) -> Iterat
     ahead = min(FIRST_BLOCK_ROWS, block_rows)
     while done < units:
         stop = min(units, done + max(1, ahead // share.unit))
-        positions = share.positions(total, done, stop)
-        valid = None
-        if share.padded and int(positions.max()) >= total:
-            valid = positions < total
-            positions = positions % total
-        yield Block(walk.rows(positions), valid, done)
+        yield block_of(walk, share, total, done, stop)
         done, ahead = stop, min(ahead * 2, block_rows)
+
+
+def block_of(walk: Walk, share: Share, total: int, first: int, stop: int) -> Block:
+    """Units [first, stop) of `share`, of which there is one at least."""
+    positions, valid = share.positions(total, first, stop), None
+    if share.padded and int(positions.max()) >= total:
+        valid, positions = positions < total, positions % total
+    return Block(walk.rows(positions), valid, first)
 
 
 class UnitReader:
@@ -216,6 +219,11 @@ class UnitReader:
         if not self.stepped:
             return self._last.stream_batches(part for block in blocks for part in self._parts(block, share))
         return (one for block in blocks for one in self._each_batch(block, share, walk, total))
+
+    def batch(self, block: Block, share: Share, walk: Walk, total: int) -> Any:
+        """The batch of a block of one unit; without rows when a filter left none."""
+        made = next(self.batches([block], share, walk, total))
+        return self._last.collate({}) if made is SKIPPED else made
 
     def _parts(self, block: Block, share: Share) -> Iterator[tuple[pa.Table, OnBad]]:
         table, bad = self._masked(block, mask=share.end == "mask"), self._bad(block, share.unit)
