@@ -6,8 +6,8 @@ import hashlib
 import threading
 import time
 from concurrent.futures import Future
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -35,19 +35,16 @@ def chat_files(folder: Path, files: int, rows: int) -> Path:
 class Background:
     """A prefetch of `org/chat` in a thread, for a test that breaks something meanwhile."""
 
-    def __init__(self, address: str, coordinator_on: str | None = None, **asked: Any) -> None:
+    def __init__(self, address: str, coordinator_on: str | None = None) -> None:
         self.seen: list[Progress] = []
         if coordinator_on is not None:
             start_coordinator_on(coordinator_on)
-        self._asked = asked
         self._future: Future[JobReport] = Future()
         threading.Thread(target=self._run, args=(address,), daemon=True).start()
 
     def _run(self, address: str) -> None:
         try:
-            report = crucible.prefetch(
-                "org/chat", split="train", address=address, on_progress=self.seen.append, **self._asked
-            )
+            report = crucible.prefetch("org/chat", split="train", address=address, on_progress=self.seen.append)
             self._future.set_result(report)
         except BaseException as error:
             self._future.set_exception(error)
@@ -57,7 +54,7 @@ class Background:
 
 
 def start_coordinator_on(node: str) -> None:
-    """Start the coordinator where the product would not."""
+    """Start the coordinator where the product would not, in place of the one there is."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -65,6 +62,10 @@ def start_coordinator_on(node: str) -> None:
 
     there = NodeAffinitySchedulingStrategy(node, soft=False)
     deadline = time.monotonic() + 30
+    with suppress(ValueError):  # Ray knows no actor of that name any more
+        while time.monotonic() < deadline:
+            ray.kill(ray.get_actor(COORDINATOR, namespace=NAMESPACE))
+            time.sleep(0.1)
     while True:
         options = {"name": COORDINATOR, "namespace": NAMESPACE, "lifetime": "detached", "get_if_exists": True}
         actor = Coordinator.options(**options, memory=1, scheduling_strategy=there).remote(False)

@@ -53,33 +53,6 @@ def test_an_embedded_prefetch_reports_in_json_and_a_second_one_moves_nothing(
     assert second.stderr == ""
 
 
-def test_a_running_cluster_is_filled_and_looked_at(start_nodes: Any, hub: FaultyHub) -> None:
-    hub.import_files("org/toy", {f"train-{n:05d}-of-00004.jsonl": ROWS for n in range(4)})
-    nodes = start_nodes(2, hub.endpoint)
-    where = ("--address", nodes.address)
-
-    def ask(*args: str) -> list[dict[str, Any]]:
-        reply = crucible(*args, *where, "--json")
-        assert reply.returncode == 0, reply.stderr
-        return [json.loads(line) for line in reply.stdout.splitlines()]
-
-    (report,) = ask("prefetch", "org/toy", "-q")
-    assert report["rows"] == 4000
-    listed = ask("nodes")
-    assert [node["alive"] for node in listed] == [True, True]
-    assert sum(node["shards"] for node in listed) == sum(split["shards"] for split in report["splits"])
-    located = ask("locate", "org/toy")
-    assert {url for shard in located for url in shard["urls"]} <= {node["url"] for node in listed}
-    assert all(shard["urls"] for shard in located)
-    (status,) = ask("status")
-    assert [(job["phase"], job["repo"]) for job in status["jobs"]] == [("finished", "org/toy")]
-    for command in (["nodes"], ["locate", "org/toy"], ["status"]):
-        shown = crucible(*command, *where, COLUMNS="80")
-        assert shown.returncode == 0, shown.stderr
-        lines = [line for line in shown.stdout.splitlines() if not line.startswith("store ")]  # a path may be long
-        assert max(map(len, lines)) <= 80, shown.stdout
-
-
 def test_ctrl_c_ends_a_prefetch_with_130(hub: FaultyHub, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.import_files("org/toy", {"train.jsonl": ROWS})
     hub.add("stall", path="*train.jsonl")
@@ -130,3 +103,30 @@ def test_auto_without_a_cluster_gives_one_line_at_once(tmp_path: Path, noted: st
     assert done.returncode == 1
     assert re.fullmatch(r"Error: no Ray cluster at 'auto': .*\n", done.stderr)
     assert said in done.stderr
+
+
+def test_a_running_cluster_is_filled_and_looked_at(start_nodes: Any, hub: FaultyHub) -> None:
+    hub.import_files("org/toy", {f"train-{n:05d}-of-00004.jsonl": ROWS for n in range(4)})
+    nodes = start_nodes(2, hub.endpoint)
+    where = ("--address", nodes.address)
+
+    def ask(*args: str) -> list[dict[str, Any]]:
+        reply = crucible(*args, *where, "--json")
+        assert reply.returncode == 0, reply.stderr
+        return [json.loads(line) for line in reply.stdout.splitlines()]
+
+    (report,) = ask("prefetch", "org/toy", "-q")
+    assert report["rows"] == 4000
+    listed = ask("nodes")
+    assert [node["alive"] for node in listed] == [True, True]
+    assert sum(node["shards"] for node in listed) == sum(split["shards"] for split in report["splits"])
+    located = ask("locate", "org/toy")
+    assert {url for shard in located for url in shard["urls"]} <= {node["url"] for node in listed}
+    assert all(shard["urls"] for shard in located)
+    (status,) = ask("status")
+    assert [(job["phase"], job["repo"]) for job in status["jobs"]] == [("finished", "org/toy")]
+    for command in (["nodes"], ["locate", "org/toy"], ["status"]):
+        shown = crucible(*command, *where, COLUMNS="80")
+        assert shown.returncode == 0, shown.stderr
+        lines = [line for line in shown.stdout.splitlines() if not line.startswith("store ")]  # a path may be long
+        assert max(map(len, lines)) <= 80, shown.stdout

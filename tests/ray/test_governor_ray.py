@@ -18,6 +18,7 @@ import pytest
 
 from crucible.config import Settings
 from crucible.hub.client import resolve_url
+from crucible.hub.governor import DESK, Key
 from crucible.hub.server import HubOptions, import_files
 from crucible.hub.server.ratelimit import RateLimits
 from crucible.refs import RepoRef
@@ -114,7 +115,7 @@ def test_a_cluster_stays_within_quota_and_connections_although_others_eat_from_i
         assert later < CONNECTIONS, "what came after the first refusal was in flight when it said no"
     assert 2 <= strict.peak <= CONNECTIONS
     assert facts()["most"] <= CONNECTIONS
-    until(lambda: facts()["in_flight"] == facts()["in_line"] == 0, 10)
+    until(lambda: facts()["in_flight"] == facts()["in_line"] == 0, 30)
 
 
 def hold_and_die(settings: Settings, count: int) -> None:
@@ -145,7 +146,7 @@ def test_what_a_dead_process_held_is_free_again(strict: CountingHub, nodes: Node
     assert facts()["most"] == max(before, CONNECTIONS)
     for one in held:
         one.__exit__(None, None, None)
-    until(lambda: facts()["in_flight"] == 0, 10)
+    until(lambda: facts()["in_flight"] == 0, 30)
 
 
 def test_a_quiet_time_outlives_the_governor_that_was_told_it(strict: CountingHub, nodes: Nodes, tmp_path: Path) -> None:
@@ -157,8 +158,8 @@ def test_a_quiet_time_outlives_the_governor_that_was_told_it(strict: CountingHub
     settings = settings_of(strict, tmp_path)
     governor = cluster_governor(settings)
     with governor.request("pages") as replied:
+        began = time.monotonic()
         replied(429, {"ratelimit": '"pages";r=0;t=6', "ratelimit-policy": '"fixed window";"pages";q=70;w=300'})
-    began = time.monotonic()
     passed: list[float] = []
 
     def wait_for_it() -> None:
@@ -173,7 +174,7 @@ def test_a_quiet_time_outlives_the_governor_that_was_told_it(strict: CountingHub
     seen = governor.waiting()
     assert seen is not None
     assert (seen.bucket, seen.reason) == ("pages", "0 of 70 left")
-    time.sleep(1.5)  # a beat brings the quiet time to this process
+    until(lambda: DESK.quiet(Key(governor.account, "pages")) > 0, 5)  # a beat brings the quiet time to this process
     first = ray.get(ensure_governor().pid.remote(), timeout=30)
     os.kill(first, signal.SIGKILL)
     for thread in threads:

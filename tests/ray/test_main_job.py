@@ -126,16 +126,16 @@ def test_shards_lie_on_both_nodes_and_readers_take_the_rest_from_the_peer(
 
 def test_a_killed_node_costs_readers_nothing_but_time(hub: FaultyHub, tmp_path: Path, start_nodes: Any) -> None:
     hub.import_folder("org/chat", chat_files(tmp_path / "data", files=6, rows=1000))
-    nodes = start_nodes(2, hub.endpoint)
+    nodes = start_nodes(3, hub.endpoint)
     crucible.prefetch("org/chat", split="train", address=nodes.address)
     truth = digests(crucible.load_dataset("org/chat", split="train").with_format("arrow")[:].to_pylist())
     for path in (nodes.homes[0] / "shards").rglob("*.arrow"):
-        path.unlink()  # what node 0 has just pulled from node 1 would hide the loss
-    nodes.kill_node(1)
+        path.unlink()  # what node 0 has just pulled from the others would hide the loss
+    nodes.kill_node(2)
     hub.clear_log()
     ranks = nodes.ranks("org/chat", split="train", epochs=1)
     assert sum((Counter(rank["epochs"][0]) for rank in ranks), Counter()) == Counter(truth)
-    assert ranks[0]["note"]["hub_shards"] > 0, "the lost shards were made again from the Hub"
+    assert sum(rank["note"]["hub_shards"] for rank in ranks) > 0, "the lost shards were made again from the Hub"
 
 
 def test_two_replicas_survive_a_killed_node_without_the_hub(hub: FaultyHub, tmp_path: Path, start_nodes: Any) -> None:
@@ -175,14 +175,13 @@ def test_a_killed_worker_and_a_node_lost_midway_do_not_stop_the_job(
 ) -> None:
     hub.import_folder("org/chat", chat_files(tmp_path / "data", files=10, rows=2000))
     nodes = start_nodes(3, hub.endpoint)
-    hub.add("slow", origin="cdn", piece=20_000, wait=0.05)
+    hub.add("slow", origin="cdn", piece=20_000, wait=0.2)
     job = Background(nodes.address)
     deadline = time.monotonic() + 60
-    while hub.bytes_sent() < 300_000 and time.monotonic() < deadline:
+    while hub.bytes_sent() < 100_000 and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert home_of("ray::CoordinatorCore") == nodes.homes[0], "it began where the driver is"
     children("ray::item")[0].kill()
-    time.sleep(0.5)
+    assert home_of("ray::CoordinatorCore") == nodes.homes[0], "it began where the driver is"
     nodes.kill_node(2)
     hub.clear_faults()
     assert job.report().rows == 20_000
@@ -243,7 +242,7 @@ def test_a_killed_coordinator_is_replaced_and_finished_work_is_not_done_again(
 ) -> None:
     hub.import_folder("org/chat", chat_files(tmp_path / "data", files=8, rows=2000))
     nodes = start_nodes(2, hub.endpoint)
-    hub.add("slow", origin="cdn", piece=20_000, wait=0.05)
+    hub.add("slow", origin="cdn", piece=20_000, wait=0.15)
     job = Background(nodes.address)
     deadline = time.monotonic() + 90
     while not any(progress.items_done >= 2 for progress in job.seen) and time.monotonic() < deadline:
@@ -308,8 +307,7 @@ def test_a_repo_of_which_the_driver_alone_has_the_token_is_fetched_by_all_nodes(
             crucible.prefetch("eve/chat", split="train", address=nodes.address, endpoint=other.endpoint)
             assert other.log
             assert not any(record.had_token for record in other.log)
-    session = Path(os.environ["RAY_TMPDIR"])
-    logs = [path for kind in ("log", "out", "err") for path in session.rglob(f"*.{kind}")]
+    logs = [path for kind in ("log", "out", "err") for path in nodes.scratch.rglob(f"*.{kind}")]
     assert any("worker" in path.name for path in logs), "Ray's logs are elsewhere: this would show nothing"
     logs += [path for home in nodes.homes for path in home.rglob("*.json")]
     leaks = [str(path) for path in logs if b"hf_very_secret_token" in path.read_bytes()]
