@@ -21,6 +21,7 @@ from crucible.cluster.resolve import ResolvedConfig, ResolvedSplit, choose, reso
 from crucible.config import Settings
 from crucible.data_files import Patterns, literal_folder
 from crucible.errors import CorruptFile, OfflineMode, ScriptRepo, UsageError
+from crucible.feature_types import dump_features, parse_features
 from crucible.formats.footer import ParquetFooter, footer_tail, parse_footer
 from crucible.hub.cached import CachedRepo
 from crucible.hub.client import Repo, is_folder, open_repo
@@ -100,6 +101,11 @@ def _options(options: ReadOptions, request: DataRequest) -> ReadOptions:
             f"{request.repo.repo_id} is {what}: only of plain parquet can a column come without the others; "
             "leave out partial (--partial)"
         )
+    if request.columns is not None:  # before those of the card
+        options = replace(options, params=tuple(one for one in options.params if one[0] != "columns"))
+    listed = options.param("columns")
+    if listed is not None and features is not None:
+        features = dump_features({name: one for name, one in parse_features(features).items() if name in listed})
     return replace(options, columns=request.columns, features=features, partial=request.partial)
 
 

@@ -15,6 +15,7 @@ from crucible.config import Settings
 from crucible.errors import CorruptFile
 from crucible.formats.chunks import Layout, parse_layout
 from crucible.formats.chunks import fetches as fetches_of
+from crucible.formats.cuts import known_from_footers
 from crucible.formats.footer import footer_tail
 from crucible.hub.client import Repo, is_folder, open_repo
 from crucible.manifest import Manifest
@@ -111,7 +112,10 @@ def _estimate(
         elif split.options.builder == "parquet":
             with open_repo(prepared.repo, settings, Tally()) as repo:
                 read = footers(repo, prepared.repo, split.files)
-            counted = sum(footer.rows for footer in read.values())
+            if known_from_footers(split.options):
+                counted = sum(footer.rows for footer in read.values())
+            else:  # its filters leave rows out
+                counted, source = split.declared_rows, "card"
             made.append(
                 {i.index: sum(sum(size for _, size in read[f.path].row_groups) for f in i.files) for i in items}
             )

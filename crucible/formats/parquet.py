@@ -15,8 +15,9 @@ from queue import Empty, SimpleQueue
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from crucible.errors import CorruptFile, UnsupportedFormat, UsageError
+from crucible.errors import CorruptFile, UsageError
 from crucible.formats.ahead import streams_in_order
+from crucible.formats.filters import RowFilter
 from crucible.formats.limits import Limits
 from crucible.formats.plain import plain_pieces, plain_schema
 from crucible.formats.steps import Steps
@@ -34,20 +35,18 @@ _SHARE = 4 << 20
 """Uncompressed bytes that are worth a turn of a thread: smaller row groups share one."""
 
 
-_UNSUPPORTED = frozenset(("columns", "filters"))
-
-
 def read_parquet(
     path: Path, name: str, options: ReadOptions, threads: int = 1, limits: Limits | None = None
 ) -> Iterator[pa.RecordBatch]:
-    """All rows, or those of the row groups [start, stop) when `options` has the param `row_groups`."""
-    # settings of a card that would leave out rows or columns: to pass them over would be to give others
-    unknown = sorted(key for key, _ in options.params if key in _UNSUPPORTED)
-    if unknown:
-        raise UnsupportedFormat(f"{name} (parquet with {', '.join(unknown)})", ["parquet without them"])
+    """All rows, or those of the row groups [start, stop) when `options` has the param `row_groups`.
+
+    Of the params `columns` chooses columns, in the file's order, and `filters` rows. Raises UsageError for a column
+    that is not there, and for filters that do not fit the columns.
+    """
     with ExitStack() as stack:
         file = stack.enter_context(_open(path, name))
         columns = _columns(file, name, options)
+        chosen = RowFilter(options.param("filters"), file.schema_arrow, name, columns)
         start, stop = options.param("row_groups", (0, file.num_row_groups))
         groups = range(start, min(stop, file.num_row_groups))
         threads = _affordable(file.metadata, groups, threads)
@@ -62,8 +61,8 @@ def read_parquet(
                 mine = stack.enter_context(_open(path, name, file.metadata))
             by_column = threads > 1 and len(shares) < threads
             for group in share:
-                steps = partial(Steps, mine, path, name, group, columns, limits or Limits())
-                yield from _row_group(mine, name, group, columns, steps, by_column=by_column)
+                steps = partial(Steps, mine, path, name, group, chosen.columns, limits or Limits())
+                yield from _row_group(mine, name, group, chosen, steps, by_column=by_column)
             idle.put(mine)
 
         works: list[Callable[[], Iterator[pa.RecordBatch]]] = [partial(decode, share) for share in shares]
@@ -115,20 +114,20 @@ def _shares(metadata: pq.FileMetaData, groups: range) -> Iterator[range]:
 
 
 def _columns(file: pq.ParquetFile, name: str, options: ReadOptions) -> list[str] | None:
-    if options.columns is None:
-        return None
-    there = file.schema_arrow.names
-    for column in options.columns:
+    there, listed = file.schema_arrow.names, options.param("columns")
+    for column in options.columns or listed or ():
         if column not in there:
             raise UsageError(f"{name} has no column {column!r}; there are: {', '.join(there)}")
-    return list(options.columns)
+    if options.columns is not None:
+        return list(options.columns)
+    return None if listed is None else [column for column in there if column in listed]
 
 
 def _row_group(
     file: pq.ParquetFile,
     name: str,
     group: int,
-    columns: list[str] | None,
+    chosen: RowFilter,
     steps_of: Callable[[], Steps],
     *,
     by_column: bool,
@@ -140,14 +139,14 @@ def _row_group(
     try:
         steps = steps_of()
         reader = file.reader
-        for batch in file.iter_batches(steps.rows, row_groups=[group], columns=columns, use_threads=by_column):
+        for batch in file.iter_batches(steps.rows, row_groups=[group], columns=chosen.columns, use_threads=by_column):
             batch.validate(full=True)  # text that is not UTF-8 would only be met by whoever asks for the row
-            size = 0
-            for piece in plain_pieces(batch, BATCH_BYTES):
+            rows += batch.num_rows
+            kept, size = chosen(batch), 0
+            for piece in plain_pieces(kept, BATCH_BYTES):
                 size += piece.nbytes
                 yield piece
-            rows += batch.num_rows
-            reader.set_batch_size(steps.after(batch.num_rows, size))
+            reader.set_batch_size(steps.after(batch.num_rows, max(size, batch.nbytes - kept.nbytes)))
     except (pa.ArrowException, OSError, ValueError) as error:
         if isinstance(error, OSError) and error.errno:
             raise

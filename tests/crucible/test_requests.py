@@ -6,8 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
@@ -16,7 +14,7 @@ from crucible.cache.store import Store
 from crucible.cli.app import cli
 from crucible.config import Settings
 from crucible.data_files import data_request
-from crucible.errors import NoDataFiles, OfflineMode, SplitNotFound, UnsupportedFormat, UsageError
+from crucible.errors import NoDataFiles, OfflineMode, SplitNotFound, UsageError
 from crucible.refs import RepoRef
 from tests.hubserver.faults import FaultyHub
 
@@ -179,13 +177,3 @@ def test_a_request_for_other_files_is_another_entry_of_the_store(tmp_path: Path)
         store.put_survey(ref, survey)
     assert [store.get_survey(ref, one.variant)["commit"] for one in (plain, chosen)] == ["1", "2"]  # type: ignore[index]
     assert store.get_survey(ref, "0" * 16) is None
-
-
-@pytest.mark.parametrize("setting", ["columns: [a]", "filters: [[a, '>', 1]]"])
-def test_settings_of_a_card_that_leave_rows_or_columns_out_are_refused_by_name(tmp_path: Path, setting: str) -> None:
-    """They used to be passed over, and all rows came."""
-    pq.write_table(pa.table({"a": [1, 2, 3], "b": ["x", "y", "z"]}), tmp_path / "train.parquet")
-    card = f"---\nconfigs:\n- config_name: default\n  data_files: train.parquet\n  {setting}\n---\n"
-    (tmp_path / "README.md").write_text(card)
-    with pytest.raises(UnsupportedFormat, match=setting.partition(":")[0]):
-        crucible.load_dataset(str(tmp_path), split="train")
