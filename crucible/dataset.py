@@ -9,7 +9,7 @@ from __future__ import annotations
 import operator
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,13 +20,13 @@ from crucible.manifest import Manifest
 from crucible.mapped import Dataset, DatasetDict
 from crucible.order import LANES, WINDOW, Mode, OrderSpec, Reshuffle, check_rank, deal, shard_rows
 from crucible.output import SKIPPED
+from crucible.placed import Placed
 from crucible.progress import Progress, feeders_of, noted
-from crucible.reading import Leaf, UnitReader, read_blocks
+from crucible.reading import Leaf, UnitReader, block_of, read_blocks
 from crucible.shaping import Delivery, Shaped
 from crucible.share import End, Share, check_end
-from crucible.state import place_of, state_of
 from crucible.streams import Repeated, Shuffled, Source, Stream, Walk, check_exact, slice_of
-from crucible.torching import torch_class, worker
+from crucible.torching import Line, torch_class, worker
 from crucible.view import View
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ ROWS_BETWEEN = 64
 """Rows between two looks whether a record is to be written: a look at each costs a third of what reading a row does."""
 
 
-class IterableDataset(Shaped):
+class IterableDataset(Shaped, Placed):
     """The rows of a split as this rank reads them: in source order, or after `shuffle` in the order of (seed, epoch).
 
     Iterating after an epoch has ended, or was left, starts the same epoch again; `set_epoch` moves to another one. In a
@@ -54,12 +54,9 @@ class IterableDataset(Shaped):
 
     def _begin(self, leaves: tuple[Leaf, ...], stream: Stream, out: Delivery, epoch: int = 0) -> None:
         self._leaves, self._stream, self._out = leaves, stream, out
-        self._epoch = epoch
         self._walk: tuple[Stream, int, Walk] | None = None
-        self._resume_at: int | None = None
-        """Where the next iteration starts, set by `load_state_dict`."""
-        self._progress = Progress.at(0)
-        self._proof: Proof | None = None
+        self._placed(epoch)
+        self._single: UnitReader | None = None
 
     @classmethod
     def of(cls, leaves: Sequence[Leaf], stream: Stream, out: Delivery, epoch: int = 0) -> IterableDataset:
@@ -94,10 +91,6 @@ class IterableDataset(Shaped):
     def skipped(self) -> int:
         """Rows that `decode(on_error="skip")` has left out in this process so far."""
         return sum(leaf.skipped for leaf in self._leaves)
-
-    @property
-    def epoch(self) -> int:
-        return self._epoch
 
     @property
     def padded_rows(self) -> int:
@@ -211,6 +204,22 @@ class IterableDataset(Shaped):
         wanted = "drop" if drop_last or drop_last_batch else self._out.end if end is None else check_end(end)
         return self._handed(batch=batch_size, end=wanted)
 
+    def get_batch(self, index: int) -> Any:
+        """Batch `index` of this rank in this epoch, wherever an iteration is, which it does not disturb.
+
+        It costs what reading one batch costs, at any index, and is the same each time. Raises IndexError for a batch
+        that the epoch does not have.
+        """
+        if self._out.batch is None:
+            raise UsageError("get_batch is about batches: say batch(n) first")
+        share, walk, total, number = self._share(0, (0, 1)), self.walk, self.num_rows, operator.index(index)
+        if not 0 <= number < share.units(total):
+            raise IndexError(f"batch {number} of an epoch of {share.units(total)}")
+        if self._single is None:
+            out, most_open = self._out, walk.open_shards(share.rank, share.world_size)
+            self._single = UnitReader(self._leaves, out.steps, out.given, out.format, most_open)
+        return self._single.batch(block_of(walk, share, total, number, number + 1), share, walk, total)
+
     def iter(self, batch_size: int, drop_last_batch: bool = False) -> Iterator[Any]:
         """The batches of `batch(batch_size, drop_last_batch)`."""
         yield from self.batch(batch_size, drop_last_batch)
@@ -229,43 +238,10 @@ class IterableDataset(Shaped):
         """The record of what this process was handed out in its last iteration; None before one, or if none is kept."""
         return None if self._proof is None else self._proof.settle(self._progress.units).to_dict()
 
-    def set_epoch(self, epoch: int) -> None:
-        """Iterate `epoch` from its start. Setting the epoch it is in already keeps the position of a loaded state."""
-        if epoch < 0:
-            raise UsageError(f"epoch must be 0 or more, got {epoch}")
-        if epoch != self._epoch:
-            self._epoch = epoch
-            self._resume_at, self._progress = None, Progress.at(0)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Where this rank is, in a few hundred bytes of JSON. Any rank's state restores all ranks, at any world size.
-
-        It counts rows as delivered when the loop has received them. In a DataLoader with workers the copies in the
-        workers move, not this object: use a StatefulDataLoader there, or `state_after(batches)`.
-        """
-        if self._proof is not None:
-            self._proof.settle(self._progress.units)  # so that what the state counts as delivered is on record
-        return state_of(self._stream, self._epoch, self._progress.position, name=self._name)
-
-    def state_after(self, count: int) -> dict[str, Any]:
-        """The state in which every rank has delivered `count` batches (rows without `batch`) of this epoch."""
-        position = self._share(0, (0, 1)).position_after(self.num_rows, count)
-        return state_of(self._stream, self._epoch, position, name=self._name)
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """The next iteration goes on from `state`, at its epoch and with its lanes.
-
-        Raises StateMismatch if it is of another dataset, or of another order or seed.
-        """
-        self._stream, self._epoch, position = place_of(state, self._stream, name=self._name)
-        self._resume_at, self._progress = position, Progress.at(position)
-
     # --- iteration ---
 
     def __iter__(self) -> Iterator[Any]:
-        start = 0 if self._resume_at is None else self._resume_at
-        self._resume_at = None
-        share = self._share(start, worker())
+        share = self._share(self._next_start(), self._worker())
         self._progress = Progress(share, self.num_rows)
         return self._read(share, self.walk, self._progress)
 
@@ -319,6 +295,9 @@ class IterableDataset(Shaped):
     def _rank(self) -> tuple[int, int]:
         return self._out.rank, self._out.world_size
 
+    def _worker(self) -> tuple[int, int]:
+        return worker()
+
     def _share(self, start: int, of: tuple[int, int]) -> Share:
         return Share(*self._rank, *of, self._out.batch or 1, start, self._out.end)
 
@@ -344,26 +323,29 @@ class IterableDataset(Shaped):
         return IterableDataset.of(self._leaves, stream, self._out, self._epoch)
 
     def _with(self, leaves: tuple[Leaf, ...], out: Delivery) -> IterableDataset:
-        made = IterableDataset.of(leaves, self._stream, out, self._epoch)
-        made._walk, made._resume_at = self._walk, self._resume_at
-        made._progress = Progress.at(self._resume_at or 0)  # where its first iteration will start
+        made = IterableDataset.of(leaves, self._stream, out)
+        made._walk = self._walk
+        made._placed(self._epoch, self._resume_at)
         return made
 
     # --- pickling, and torch ---
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Maps stay behind: the process that unpickles opens its own.
-        state = (self._leaves, self._stream, self._out, self._epoch, self._resume_at, self._progress.position)
-        return _unpickle, state
+        place = (self._epoch, self._resume_at, self._progress.position, self._line)
+        return _unpickle, (self._leaves, self._stream, self._out, place)
 
     @property  # type: ignore[misc]
     def __class__(self) -> type:
-        return torch_class(IterableDataset)
+        shown = torch_class(IterableDataset)
+        if shown is not IterableDataset:
+            self._line.open()
+        return shown
 
 
 def _unpickle(
-    leaves: tuple[Leaf, ...], stream: Stream, out: Delivery, epoch: int, resume_at: int | None, position: int
+    leaves: tuple[Leaf, ...], stream: Stream, out: Delivery, place: tuple[int, int | None, int, Line]
 ) -> IterableDataset:
-    made = IterableDataset.of(leaves, stream, out, epoch)
-    made._resume_at, made._progress = resume_at, Progress.at(position)
+    made = IterableDataset.of(leaves, stream, out)
+    made._placed(*place)
     return made

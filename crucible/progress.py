@@ -18,21 +18,34 @@ if TYPE_CHECKING:
 class Progress:
     """Where an iteration is. A new iteration gets a new one, so a loop that was left cannot move its successor's."""
 
-    __slots__ = ("_share", "_total", "units")
+    __slots__ = ("_ended", "_share", "_total", "units")
 
     def __init__(self, share: Share, total: int) -> None:
-        self._share, self._total = share, total
+        self._share, self._total, self._ended = share, total, False
         self.units = 0
         """Rows or batches delivered. Only this is written per row; the arithmetic waits until a state is asked for."""
 
     @property
     def position(self) -> int:
         """Global position when all ranks have delivered as much."""
-        return self._share.position_after(self._total, self.units)
+        return self._total if self._ended else self._share.position_after(self._total, self.units)
+
+    @property
+    def turn(self) -> list[int] | None:
+        """For a worker of several: its number, of how many, and where all stand whose turn is before its next one.
+
+        That is a global position, maybe past the end; the last number is how far a turn moves it.
+        """
+        share = self._share
+        if share.workers == 1:
+            return None
+        step = share.unit * share.world_size
+        next_turn = share.start + step * (share.worker + share.workers * self.units)
+        return [share.worker, share.workers, next_turn, step]
 
     def finish(self) -> None:
         """The epoch is over, for a rank with one row less than others too."""
-        self._share, self.units = Share(start=self._total), 0
+        self._ended = True
 
     @classmethod
     def at(cls, position: int) -> Progress:

@@ -67,6 +67,16 @@ def place_of(state: Mapping[str, Any], stream: Stream, *, name: str) -> Place:
     return Place(stream, epoch, position)
 
 
+def check_worker(state: Mapping[str, Any], worker: int, workers: int) -> None:
+    """Raises StateMismatch if `state` is that of one DataLoader worker of several, and this process is not that one."""
+    turn = state.get("worker")
+    if turn is not None and list(turn[:2]) != [worker, workers]:
+        mine = "one process" if workers == 1 else f"worker {worker} of {workers}"
+        raise StateMismatch(
+            "DataLoader worker", mine, f"{turn[0]} of {turn[1]} (crucible.state_of_loader makes one for all)"
+        )
+
+
 def _taken(state: Mapping[str, Any], stream: Stream, spec: OrderSpec) -> Stream:
     """`stream` with the lanes of the state, so that a new default does not disturb an old run."""
     shuffled, was_shuffled = spec.mode != "source", state["mode"] != "source"
