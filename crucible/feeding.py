@@ -21,13 +21,13 @@ from typing import Any, Literal
 from crucible.manifest import Manifest
 from crucible.patience import Patience
 from crucible.refs import ShardInfo
-from crucible.sources import FeedingSource
+from crucible.sources import FeedingSource, WishingSource
 from crucible.stopping import LOOK_S, Stopped
 
 LOOK_AHEAD = 1024
 """Shards looked at before they are needed, those on this disk included: a look costs 3 us."""
-QUEUED = 4
-"""Shards that are known to be missing and wait for a thread or for room; to know of more is of no use."""
+QUEUED = 64
+"""Shards that are known to be missing and wait for a thread or for room. Of those a source may be told (`wish`)."""
 PASSED = 2048
 """A shard that was not opened when one so many places later is will not be: what it kept of the budget is free again.
 A reader opens the shards of a block, at most as many, in any order."""
@@ -195,9 +195,8 @@ class Feeding:
             if state == "queued":
                 self._queue[shard.key] = seen
                 news = True
-        if news and (wish := getattr(self.source, "wish", None)) is not None:
-            first = next(iter(self._queue.values())).manifest
-            wish(first, [seen.shard for seen in self._queue.values() if seen.manifest is first])
+        if news and isinstance(self.source, WishingSource):
+            self.source.wish([(seen.manifest, seen.shard) for seen in self._queue.values()])
 
     def _next(self) -> _Fetch | None:
         """The first shard of the queue, unless there is no room for it."""

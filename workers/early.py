@@ -68,6 +68,7 @@ class EarlyShards:
         self._pid = os.getpid()
         self._inner = NodeShards(self._settings)
         self.rank, self.stall_log_s = self._settings.rank, self._settings.stall_log_s
+        self.ahead_bytes = self._settings.ahead_bytes
         self._quarrels = Quarrels(self.rank)
         self._watches: dict[str, Watch] = {}
         self._made_here: dict[str, int] = {}

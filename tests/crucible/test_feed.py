@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -214,6 +214,26 @@ def test_a_source_that_cannot_say_what_it_has_is_read_as_it_is(manifest: Manifes
     feeder.want(in_order(manifest))
     assert ShardReader(manifest, feeder).slice(0, 2)["id"].to_pylist() == [0, 1]
     assert not feed_threads()
+
+
+class Wishing(FarSource):
+    """Is told what will be needed."""
+
+    wished: list[list[str]]
+
+    def wish(self, shards: Sequence[tuple[Manifest, ShardInfo]]) -> None:
+        self.wished.append([shard.key for _, shard in shards])
+
+
+def test_who_is_making_the_shards_is_told_which_are_needed_next(manifest: Manifest, tmp_path: Path) -> None:
+    source = Wishing(tmp_path / "far", tmp_path / "store")
+    source.wished = []
+    source.path(manifest, manifest.shards[5])
+    source.open.clear()
+    feeder = Feeder(source, most_bytes=room(manifest, 1), fetchers=1)
+    feeder.want(in_order(manifest, 3, 5, 1, 8))
+    assert source.wished == [keys(manifest, 3, 1, 8)]
+    feeder.close()
 
 
 def test_a_sequence_that_breaks_is_told_of_and_reading_goes_on(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 
 from crucible.cache.store import Store
 from crucible.config import Settings
+from crucible.dataset import IterableDataset
 from crucible.errors import ChecksumMismatch
 from crucible.feed import Feeder
 from crucible.iterate import ShardReader
@@ -29,6 +31,7 @@ READ = """
 import json, sys
 from crucible.cache.store import Store
 from crucible.config import Settings
+from crucible.dataset import IterableDataset
 from crucible.feed import Feeder
 from crucible.iterate import ShardReader
 from crucible.workers.fetch import NodeShards
@@ -194,3 +197,27 @@ def test_a_shard_that_is_re_made_otherwise_than_promised_never_gets_its_name(
         reader.slice(0, shards[0].rows + 1)
     assert not source.has(shards[1])
     assert source.holds is Store(tmp_path / "empty").holds
+
+
+@pytest.mark.torch
+@pytest.mark.filterwarnings("ignore:This DataLoader will create", "ignore:.*use of fork.*:DeprecationWarning")
+@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
+def test_workers_of_a_loader_fetch_ahead_by_themselves_and_leave_nothing(
+    hub: FaultyHub, full: Settings, manifest: Manifest, tmp_path: Path, method: str
+) -> None:
+    data = pytest.importorskip("torch.utils.data")
+    with agents_of(full.home, 1) as agents:
+        settings = empty_node(full, tmp_path / "empty", agents[0].url)
+        before = hub.bytes_sent()
+        stream = IterableDataset(manifest, NodeShards(settings)).select_columns("id").shuffle(3).batch(50)
+        expected = [batch["id"] for batch in IterableDataset(manifest, NodeShards(full)).shuffle(3).batch(50)]
+        next(iter(stream))  # so that this process has threads and leases, which no fork may inherit
+        loader = data.DataLoader(
+            stream, batch_size=None, num_workers=2, multiprocessing_context=method, timeout=WAIT_S
+        )  # fmt: skip
+        assert [list(batch["id"]) for batch in loader] == expected
+        assert hub.bytes_sent() == before
+    del loader, stream
+    gc.collect()
+    until(lambda: not feed_threads())
+    until(lambda: not list((settings.home / "leases").iterdir()))
