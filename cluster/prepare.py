@@ -96,7 +96,7 @@ def _options(options: ReadOptions, request: DataRequest) -> ReadOptions:
     features = options.features if request.features is None else request.features
     options = with_settings(options, {name: json.loads(value) for name, value in request.settings})
     if request.partial and (options.builder != "parquet" or options.param("filters") is not None):
-        what = "filtered by its card" if options.builder == "parquet" else f"of {options.builder} files"
+        what = "read by filters" if options.builder == "parquet" else f"of {options.builder} files"
         raise UsageError(
             f"{request.repo.repo_id} is {what}: only of plain parquet can a column come without the others; "
             "leave out partial (--partial)"

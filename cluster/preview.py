@@ -7,10 +7,11 @@ named as one, for the bytes of shards that nobody has made yet.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from crucible.cluster.plan import Cost, Fetch, Plan, cost, item_fetch
-from crucible.cluster.prepare import Prepared, footers
+from crucible.cluster.prepare import FOOTERS_AT_ONCE, Prepared, footers
 from crucible.config import Settings
 from crucible.errors import CorruptFile
 from crucible.formats.chunks import Layout, parse_layout
@@ -105,7 +106,7 @@ def _estimate(
         if split.options.partial:
             with open_repo(prepared.repo, settings, Tally()) as repo:
                 columns = split.options.columns or ()
-                found = {file.path: _layout(repo, prepared, file, columns) for file in split.files}
+                found = _layouts(repo, prepared, split.files, columns)
             counted: int | None = sum(layout.footer.rows for layout, _ in found.values())
             fetches[-1] = _fetches(items, found, settings)
             made.append({index: fetch.size for index, fetch in fetches[-1].items()})
@@ -129,15 +130,22 @@ def _estimate(
     return count(prepared.request.split, rows) if known else None, source if known else "unknown", made, fetches
 
 
-def _layout(repo: Repo, prepared: Prepared, file: SourceFile, columns: Sequence[str]) -> tuple[Layout, list[ByteRange]]:
-    """Where the chunks of `columns` lie, by a file's footer, and the ranges that were read for it."""
-    read = [footer_tail(file.size)]
-    for _ in range(3):
-        found = parse_layout(file.path, file.size, repo.read(prepared.repo, file, read[-1]), columns)
-        if not isinstance(found, ByteRange):
-            return found, read
-        read.append(found)
-    raise CorruptFile(file.path, "its end", "the parquet footer never fits its own length")
+def _layouts(
+    repo: Repo, prepared: Prepared, files: Sequence[SourceFile], columns: Sequence[str]
+) -> dict[str, tuple[Layout, list[ByteRange]]]:
+    """path -> where the chunks of `columns` lie, by the file's footer, and the ranges that were read for it."""
+
+    def layout(file: SourceFile) -> tuple[Layout, list[ByteRange]]:
+        read = [footer_tail(file.size)]
+        for _ in range(3):
+            found = parse_layout(file.path, file.size, repo.read(prepared.repo, file, read[-1]), columns)
+            if not isinstance(found, ByteRange):
+                return found, read
+            read.append(found)
+        raise CorruptFile(file.path, "its end", "the parquet footer never fits its own length")
+
+    with ThreadPoolExecutor(FOOTERS_AT_ONCE, thread_name_prefix="crucible-footer") as pool:
+        return dict(zip([file.path for file in files], pool.map(layout, files), strict=True))
 
 
 def _fetches(

@@ -133,6 +133,20 @@ def test_names_from_before_partial_was_there_are_what_they_were() -> None:
     assert DataRequest(item.repo, columns=("a",), partial=True).variant != ""
 
 
+def test_a_reader_may_begin_before_the_ranges_are_there(wide: FaultyHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CRUCIBLE_SHARD_BYTES", "500000")
+    rows = crucible.load_dataset("org/wide", split="train", streaming=True, **ASKED)
+    assert isinstance(rows, crucible.IterableDataset)
+    assert wide.bytes_sent() < wanted_bytes(DATA) / 2
+    assert [row["text"] for row in rows] == expected()["text"].to_pylist()
+    assert wide.bytes_sent() <= wanted_bytes(DATA) + TAIL_BYTES, (
+        "the footer came twice, for the rows and for the ranges"
+    )
+    loaded, _ = job()
+    assert rows_of(loaded).equals(expected())
+    assert wide.bytes_sent() <= wanted_bytes(DATA) + TAIL_BYTES
+
+
 def test_a_lost_shard_is_made_again_from_the_ranges(wide: FaultyHub) -> None:
     loaded, _ = job()
     store = Store(Settings.from_env().home)
@@ -313,7 +327,11 @@ def test_what_makes_no_sense_is_refused_by_name(
     wide: FaultyHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wide.import_files("org/lines", {"train.csv": b"a,b\n1,2\n"})
+    card = "---\nconfigs:\n- config_name: default\n  data_files: '*.parquet'\n  filters: [[c00, '>', 0.5]]\n---\n"
+    wide.import_files("org/some", {"README.md": card.encode(), "train.parquet": DATA})
     asked: list[tuple[dict[str, Any], str]] = [
+        ({"path": "org/some", "columns": ["c03"], "partial": True}, "read by filters"),
+        ({"path": "org/wide", "columns": ["c03"], "partial": True, "filters": [["c00", ">", 0.5]]}, "read by filters"),
         ({"path": "org/wide", "partial": True}, "name them with columns="),
         ({"path": "org/lines", "columns": ["a"], "partial": True}, "of csv files"),
         ({"path": "org/wide", "columns": ["zz"], "partial": True}, "no column 'zz'; there are: c00, c01"),
