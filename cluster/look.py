@@ -5,6 +5,7 @@ Runs in the process of whoever asks. Changes nothing, and starts no Ray of its o
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,17 +90,30 @@ def locate(
     *,
     split: str | None = None,
     revision: str | None = None,
+    columns: Sequence[str] | None = None,
+    partial: bool = False,
     data_dir: str | None = None,
     data_files: DataFiles | None = None,
+    features: Mapping[str, Any] | None = None,
     address: str | None = None,
     endpoint: str | None = None,
+    **format_settings: Any,
 ) -> list[Located]:
-    """Which node holds which shard of a dataset that was prefetched."""
+    """Which node holds which shard of a dataset that was prefetched with the same arguments."""
     from crucible.workers.tasks import coordinator
 
     settings = settings_with(Settings.from_env(), endpoint=endpoint)
     request = data_request(
-        repo, config, split=split, revision=revision, columns=None, data_dir=data_dir, data_files=data_files
+        repo,
+        config,
+        split=split,
+        revision=revision,
+        columns=columns,
+        data_dir=data_dir,
+        data_files=data_files,
+        features=features,
+        settings=format_settings,
+        partial=partial,
     )
     prepared = prepare(request, settings, Store(settings.home), Tally())
     if not prepared.cached:

@@ -174,11 +174,13 @@ def plan(
     partial: bool = False,
     data_dir: str | None = None,
     data_files: DataFiles | None = None,
+    features: Mapping[str, Any] | None = None,
     nodes: int = 1,
     ranks_per_node: int = 1,
     batch: int = 1,
     replicas: int = 1,
     endpoint: str | None = None,
+    **format_settings: Any,
 ) -> Plan:
     """Say what a prefetch on `nodes` cold nodes would move and what each rank would then read. Moves no data.
 
@@ -197,6 +199,8 @@ def plan(
         columns=columns,
         data_dir=data_dir,
         data_files=data_files,
+        features=features,
+        settings=format_settings,
         partial=partial,
     )
     store, tally = Store(settings.home), Tally()

@@ -21,10 +21,7 @@ _LONGEST = 200
 @options.repo
 @options.config
 @click.option("--split", metavar="SPLIT", default="train", show_default=True, help="Split, slice or sum of these.")
-@options.data_dir
-@options.data_files
-@options.revision
-@options.endpoint
+@options.reading
 @options.columns
 @options.partial
 @click.option(

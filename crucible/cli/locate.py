@@ -13,6 +13,8 @@ from crucible.cli.show import human, print_json, print_table
 
 @click.command("locate")
 @options.data
+@options.columns
+@options.partial
 @options.address
 @options.as_json
 def command(as_json: bool, **request: Any) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -30,6 +33,46 @@ def _data_files(_: click.Context, __: click.Parameter, values: tuple[str, ...]) 
     return files or None
 
 
+def _features(_: click.Context, __: click.Parameter, value: str | None) -> dict[str, Any] | None:
+    """JSON, or a file of it: a dict from column to feature, also as `dataset_info.json` has it, or a card's list."""
+    if value is None:
+        return None
+    try:
+        said = json.loads(value if value.lstrip()[:1] in ("{", "[") else Path(value).read_text("utf-8"))
+    except OSError as error:
+        raise click.BadParameter(f"{value!r} is neither JSON nor a file that can be read ({error.strerror})") from None
+    except ValueError as error:
+        raise click.BadParameter(f"{value!r} is not JSON ({error})") from None
+    if isinstance(said, dict) and isinstance(said.get("features"), (dict, list)) and "_type" not in said["features"]:
+        said = said["features"]
+    if isinstance(said, list):
+        from crucible.feature_types import features_from_yaml  # imports pyarrow, which `--help` does not need
+
+        try:
+            return features_from_yaml(said)
+        except ValueError as error:
+            raise click.BadParameter(str(error)) from None
+    if not isinstance(said, dict):
+        raise click.BadParameter("features are a dict from column to feature")
+    return said
+
+
+def _settings(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:
+    """`--set sep=; --set skiprows=1` is {sep: ";", skiprows: 1}: JSON where a value is that, else text."""
+    found: dict[str, Any] = {}
+    for value in values:
+        name, equals, said = value.partition("=")
+        if not equals or not name.isidentifier():
+            raise click.BadParameter(f"{value!r} is not NAME=VALUE, such as sep=';'")
+        if name in found:
+            raise click.BadParameter(f"{name!r} is set twice")
+        try:
+            found[name] = json.loads(said)
+        except ValueError:
+            found[name] = said.replace("\\t", "\t")  # a shell hands on a backslash and a letter
+    return found
+
+
 repo = click.argument("repo")
 config = click.option("--config", metavar="NAME", help="Config, where the repo has several.")
 split = click.option(
@@ -42,6 +85,20 @@ data_files = click.option(
     multiple=True,
     callback=_data_files,
     help="These files and not those the card names; repeatable.",
+)
+features = click.option(
+    "--features",
+    metavar="JSON|FILE",
+    callback=_features,
+    help="Types of the columns, before what the card and the files say.",
+)
+settings = click.option(
+    "--set",
+    "settings",
+    metavar="NAME=VALUE",
+    multiple=True,
+    callback=_settings,
+    help="A setting of the files' format (sep=';', field=data); repeatable.",
 )
 revision = click.option("--revision", metavar="REV", help="Branch, tag or commit; main without it.")
 columns = click.option(
@@ -67,7 +124,23 @@ quiet = click.option("-q", "--quiet", is_flag=True, help="No progress on stderr.
 
 
 def data(command: _Command) -> _Command:
-    """REPO --config --split --data-dir --data-files --revision --endpoint: what names data."""
-    for option in (endpoint, revision, data_files, data_dir, split, config, repo):
+    """REPO --config --split and what `reading` has: what names data."""
+    for option in (reading, split, config, repo):
         command = option(command)
     return command
+
+
+def reading(command: _Command) -> _Command:
+    """--data-dir --data-files --features --set --revision --endpoint; settings come as arguments of their own names."""
+
+    @functools.wraps(command)
+    def with_settings(*given: Any, settings: dict[str, Any], **arguments: Any) -> Any:
+        for name in settings:
+            if name in arguments:
+                raise click.UsageError(f"--set {name}: no setting of a format; there is --{name.replace('_', '-')}")
+        return command(*given, **arguments, **settings)
+
+    made: _Command = with_settings
+    for option in (endpoint, revision, settings, features, data_files, data_dir):
+        made = option(made)
+    return made

@@ -130,3 +130,7 @@ def test_a_running_cluster_is_filled_and_looked_at(start_nodes: Any, hub: Faulty
         assert shown.returncode == 0, shown.stderr
         lines = [line for line in shown.stdout.splitlines() if not line.startswith("store ")]  # a path may be long
         assert max(map(len, lines)) <= 80, shown.stdout
+    same = ("org/toy", "--data-files", "train-00003*", "--set", "on_mixed_types=error", "--columns", "n")
+    assert "org/toy: is not in" in crucible("locate", *same, *where).stderr
+    assert ask("prefetch", *same, "-q")[0]["rows"] == 1000
+    assert all(shard["urls"] for shard in ask("locate", *same))
