@@ -19,7 +19,7 @@ from crucible.decode import Decoder
 from crucible.errors import CorruptFile, UsageError
 from crucible.images import Claim, unbounded
 from crucible.tensors import maker
-from crucible.threads import Job, process_pool
+from crucible.threads import Job, loader_workers, process_pool
 
 Format = Literal["python", "numpy", "arrow", "torch", "jax"]
 Row = dict[str, Any]
@@ -106,7 +106,7 @@ class Output:
         """`rows` of one table after the other. Media of the next ones are decoded before they are asked for."""
         for part, decoded in self._parts(tables, _ROWS):
             if self._format == "arrow":
-                yield from (part.table.slice(row, 1) for row in range(part.table.num_rows))
+                yield from (_sendable(part.table.slice(row, 1)) for row in range(part.table.num_rows))
             elif decoded is None:
                 yield from self._plain(part.table)
             else:
@@ -117,7 +117,7 @@ class Output:
         held: list[tuple[_Part, Decoded]] = []
         for part, decoded in self._parts(tables, None):
             if self._format == "arrow":
-                yield part.table
+                yield _sendable(part.table)
             elif decoded is None:
                 yield {name: self._column(part.table.column(name)) for name in part.table.column_names}
             else:
@@ -254,6 +254,16 @@ class Output:
         """The columns that are not decoded."""
         assert self._decode is not None
         return table.select([name for name in table.column_names if name not in self._decode.columns])
+
+
+def _sendable(table: pa.Table) -> pa.Table:
+    """In a DataLoader worker, the table in memory of its own: pickled, a slice takes along what it is a slice of."""
+    if loader_workers() is None:
+        return table
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return pa.ipc.open_stream(sink.getvalue()).read_all()
 
 
 @contextmanager

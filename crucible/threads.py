@@ -255,12 +255,12 @@ def process_pool() -> Pool:
     """
     global _pool
     if _pool is None or _pool.pid != os.getpid():
-        workers = _workers()
+        workers = loader_workers()
         _pool = Pool(decoders() if workers is None else max(0, decoders() // workers - 1))
     return _pool
 
 
-def _workers() -> int | None:
+def loader_workers() -> int | None:
     """How many workers the torch DataLoader has that this process is one of, else None. Never imports torch."""
     torch_data = sys.modules.get("torch.utils.data")
     info = None if torch_data is None else torch_data.get_worker_info()

@@ -101,3 +101,12 @@ class TestDataLoader:
         data = pytest.importorskip("torch.utils.data")
         loader = data.DataLoader(table, batch_size=4, num_workers=0)
         assert next(iter(loader))["id"].tolist() == [0, 1, 2, 3]
+
+    def test_arrow_batches_take_nothing_along_but_their_rows(self, tmp_path: Path) -> None:
+        """A slice of a mapped shard, pickled as it is, holds the whole record batch."""
+        data = pytest.importorskip("torch.utils.data")
+        mine = IterableDataset(*number_split(tmp_path, [20_000])).with_format("arrow").batch(10)
+        loader = data.DataLoader(mine, batch_size=None, num_workers=1, collate_fn=pickle.dumps)
+        packed = next(iter(loader))
+        assert len(packed) < 5_000
+        assert pickle.loads(packed).to_pydict() == next(iter(mine)).to_pydict()
