@@ -37,6 +37,7 @@ _PARSERS = 2
 """Threads that parse one file. Two keep up with one that unpacks gzip; each holds a chunk as text and as columns."""
 
 _TYPE_CHANGED = re.compile(r"JSON parse error: Column\((.*)\) changed from", re.DOTALL)
+_NULL = re.compile(rb"\s*null")
 _ROW = re.compile(r"in row (\d+)")
 _SPACE = re.compile(r"[ \t\r\n]*")
 
@@ -280,10 +281,19 @@ def _parse(text: bytes) -> pa.Table:
     Raises ValueError for text that is not UTF-8: pyarrow would hand it on as a string, to be met by whoever reads it.
     """
     _check_utf8(text)
+    # pyarrow ends the process where the first row is a null; behind another row a null is a row of nulls
+    first = _NULL.match(text) is not None
+    if first:
+        text = b"{}\n" + text
     options = arrow_json.ReadOptions(block_size=max(len(text), 1), use_threads=False)
-    table = whole_lists(arrow_json.read_json(io.BytesIO(text), read_options=options))
+    try:
+        table = whole_lists(arrow_json.read_json(io.BytesIO(text), read_options=options))
+    except pa.ArrowException as error:
+        if not first:
+            raise
+        raise pa.ArrowInvalid(_ROW.sub(lambda row: f"in row {int(row[1]) - 1}", str(error))) from error
     table.validate()
-    return table
+    return table.slice(1) if first else table
 
 
 def _check_utf8(text: bytes) -> None:

@@ -239,6 +239,27 @@ def test_parquet_text_that_is_not_utf8_is_told(reader: Reader, tmp_path: Path) -
     assert "row group 1, after row 0: " in found.says
 
 
+@pytest.mark.parametrize(
+    ("content", "shown"),
+    [
+        (b'null\n{"a": 1}\n', ["{'a': None}", "{'a': 1}"]),
+        (b' \r\n null\n{"a": [null, 1], "s": {"b": 2}}', ["{'a': None, 's': None}", "{'a': [None, 1], 's': {'b': 2}}"]),
+        (b"null", []),  # no row can have no columns
+        (b"null\n" * 3, []),
+        (b'{"a": 1}\nnull\n', ["{'a': 1}", "{'a': None}"]),
+    ],
+)
+def test_a_null_that_is_the_first_row_is_a_row_of_nulls(
+    content: bytes, shown: list[str], reader: Reader, tmp_path: Path
+) -> None:
+    """pyarrow ends the process for it."""
+    found = read(reader, tmp_path, CASES["json lines"], content)
+    assert (found.error, found.shown) == (None, shown)
+    broken = read(reader, tmp_path, CASES["json lines"], content.rstrip() + b'\n{"a": }')
+    assert broken.error == "CorruptFile"
+    assert f"row {len(content.split())}" in broken.says or b"{" in content
+
+
 def test_no_byte_of_a_parquet_footer_ends_the_process(reader: Reader, tmp_path: Path) -> None:
     """pyarrow ends it where `column(n)` is asked for on some of these."""
     out = io.BytesIO()
