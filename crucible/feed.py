@@ -13,17 +13,14 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable, Mapping
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 
-from crucible.feeding import Feeding
+from crucible.feeding import QUEUED, Feeding
 from crucible.manifest import Manifest
 from crucible.patience import Patience
 from crucible.refs import ShardInfo
 from crucible.sources import FeedingSource, Leases, ShardSource, WishingSource
-
-WISHES = 64
-"""Shards that a prefetch hears of when a reader begins: about those that its first rows are drawn from."""
 
 
 class Feeder:
@@ -48,13 +45,10 @@ class Feeder:
 
         Consumed lazily, a little at a time and by any thread, so it may be endless. It must not hold this feeder.
         """
-        wanted = iter(shards)
-        if isinstance(self.source, WishingSource):
-            head = list(islice(wanted, WISHES))
-            self.source.wish(head)
-            wanted = chain(head, wanted)
         if self._state is not None and self._state.most_bytes:
-            self._state.want(wanted)
+            self._state.want(iter(shards))
+        elif isinstance(self.source, WishingSource):
+            self.source.wish(list(islice(shards, QUEUED)))
 
     def path(self, manifest: Manifest, shard: ShardInfo) -> Path:
         """As `ShardSource.path`: at once if the shard is on this disk, else when it has been fetched."""

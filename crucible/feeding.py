@@ -27,7 +27,7 @@ from crucible.stopping import LOOK_S, Stopped
 LOOK_AHEAD = 1024
 """Shards looked at before they are needed, those on this disk included: a look costs 3 us."""
 QUEUED = 64
-"""Shards that are known to be missing and wait for a thread or for room. Of those a source may be told (`wish`)."""
+"""Shards that are known to be missing and wait for a thread or for room. A prefetch hears of them (`wish`)."""
 PASSED = 2048
 """A shard that was not opened when one so many places later is will not be: what it kept of the budget is free again.
 A reader opens the shards of a block, at most as many, in any order."""
