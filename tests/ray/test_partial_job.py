@@ -31,6 +31,9 @@ def test_two_nodes_cost_the_hub_the_ranges_of_one(hub: FaultyHub, start_nodes: A
     assert report.counts.requests == planned.requests == len(hub.log)
     assert (report.rows, report.partial, report.counts.verified_files) == (4 * ROWS, True, 0)
     assert len(report.nodes) > 1
+    found = crucible.session.locate("org/chat", split="train", address=nodes.address, **ASKED)
+    assert sum(shard.rows for shard in found) == 4 * ROWS
+    assert all(shard.urls for shard in found)
     hub.clear_log()
     again = crucible.prefetch("org/chat", split="train", address=nodes.address, **ASKED)
     assert file_bytes(hub) == 0
