@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # what type checkers and editors see; at run time `__getattr_
     from crucible.compose import concatenate_datasets, interleave_datasets, split_dataset_by_node
     from crucible.dataset import Dataset, DatasetDict, IterableDataset
     from crucible.errors import CrucibleError
+    from crucible.loaders import state_of_loader
     from crucible.session import load_dataset, plan, prefetch
 
     __version__: str
@@ -35,6 +36,7 @@ __all__ = [
     "plan",
     "prefetch",
     "split_dataset_by_node",
+    "state_of_loader",
 ]
 
 _HOME_OF = {
@@ -45,6 +47,7 @@ _HOME_OF = {
     "concatenate_datasets": "crucible.compose",
     "interleave_datasets": "crucible.compose",
     "split_dataset_by_node": "crucible.compose",
+    "state_of_loader": "crucible.loaders",
     "load_dataset": "crucible.session",
     "plan": "crucible.session",
     "prefetch": "crucible.session",

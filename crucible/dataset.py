@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from crucible.errors import UsageError
 from crucible.iterate import ShardSource
 from crucible.launch import rank_in, rank_of_environment, rank_of_libraries
+from crucible.loaders import check_one_split
 from crucible.manifest import Manifest
 from crucible.mapped import Dataset, DatasetDict
 from crucible.order import LANES, WINDOW, Mode, OrderSpec, Reshuffle, check_rank, deal, shard_rows
@@ -241,6 +242,7 @@ class IterableDataset(Shaped, Placed):
     # --- iteration ---
 
     def __iter__(self) -> Iterator[Any]:
+        check_one_split(*self._rank)
         share = self._share(self._next_start(), self._worker())
         self._progress = Progress(share, self.num_rows)
         return self._read(share, self.walk, self._progress)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from crucible.errors import UsageError
 from crucible.progress import Progress
 from crucible.share import Share
-from crucible.state import check_worker, place_of, state_of
+from crucible.state import place_of, state_of, worker_start
 from crucible.streams import Stream
 from crucible.torching import Line
 
@@ -86,8 +86,11 @@ class Placed:
 
         Raises StateMismatch if it is of another dataset, or of another order or seed.
         """
-        check_worker(state, *self._worker())
+        one = self._share(0, (0, 1))
+        start = worker_start(state, *self._worker(), one.unit * one.world_size)
         self._go_to(state, resumes=True)
+        if start is not None:
+            self._resume_at, self._progress = start, Progress.at(start)
         self._line.tell(self._told, loads=True)
 
     def _next_start(self) -> int:

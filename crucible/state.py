@@ -67,14 +67,20 @@ def place_of(state: Mapping[str, Any], stream: Stream, *, name: str) -> Place:
     return Place(stream, epoch, position)
 
 
-def check_worker(state: Mapping[str, Any], worker: int, workers: int) -> None:
-    """Raises StateMismatch if `state` is that of one DataLoader worker of several, and this process is not that one."""
+def worker_start(state: Mapping[str, Any], worker: int, workers: int, step: int) -> int | None:
+    """Where `worker` of `workers` goes on from its own state, maybe past the end; None if the state is for all.
+
+    `step` is how far a turn of all ranks reaches. Raises StateMismatch if the state is that of one DataLoader worker of
+    several, and this process is another one or takes other turns.
+    """
     turn = state.get("worker")
-    if turn is not None and list(turn[:2]) != [worker, workers]:
-        mine = "one process" if workers == 1 else f"worker {worker} of {workers}"
-        raise StateMismatch(
-            "DataLoader worker", mine, f"{turn[0]} of {turn[1]} (crucible.state_of_loader makes one for all)"
-        )
+    if turn is None:
+        return None
+    if [turn[0], turn[1], turn[3]] != [worker, workers, step]:
+        mine = f"{worker} of {workers} with turns of {step} rows"
+        theirs = f"{turn[0]} of {turn[1]} with turns of {turn[3]} (crucible.state_of_loader makes one for all of them)"
+        raise StateMismatch("DataLoader worker", mine, theirs)
+    return int(turn[2]) - step * worker
 
 
 def _taken(state: Mapping[str, Any], stream: Stream, spec: OrderSpec) -> Stream:

@@ -62,16 +62,24 @@ class Line:
         self.loaded = loaded
         """At which of these the position was loaded that is to be taken; 0 if only this copy knows of it, or none."""
         self.board = board
+        """Where this process tells, or the one that it has the dataset from."""
+        self._above: Board | None = None
+        """Where that one tells, when this process has a page of its own."""
         self._begun_in = 0
 
     def open(self) -> None:
         """Torch looks at the dataset, as it does each time before it starts workers: they will have a page in common.
 
-        A process that was forked with the dataset, and is no worker, gets a page of its own: it is told things by
-        itself, and so are its siblings.
+        A process that was forked with the dataset gets a page of its own, as it may start workers itself. Whether it is
+        a worker is not known at this point: torch looks at the dataset once more there before it says so.
         """
-        if _worker_info() is None and (self.board is None or self.board.pid != os.getpid()):
-            self.board = Board()
+        if self.board is None or self.board.pid != os.getpid():
+            self._above, self.board = self.board, Board()
+
+    @property
+    def _source(self) -> Board | None:
+        """In a worker: where it is told things."""
+        return self._above if self.board is not None and self.board.pid == os.getpid() else self.board
 
     def tell(self, now: Callable[[], tuple[Mapping[str, Any], bool]], *, loads: bool) -> None:
         """Epoch or position were set; if anybody can hear it, `now` says to which, as a Word does.
@@ -92,9 +100,10 @@ class Line:
     def hear(self) -> Word | None:
         """What was told since. Asked when an iteration begins."""
         first, self._begun_in = self._begun_in != os.getpid(), os.getpid()
-        if first or self.board is None or _worker_info() is None:
+        board = self._source
+        if first or board is None or _worker_info() is None:
             return None
-        told, loaded, state = self.board.read() or (self.told, 0, {})
+        told, loaded, state = board.read() or (self.told, 0, {})
         if told == self.told:
             return None
         resumes = loaded > self.told
@@ -103,17 +112,16 @@ class Line:
 
     def take(self) -> bool:
         """Whether the loaded position is still to be taken: by this process, or by the workers that it is one of."""
-        if not self.loaded or self.board is None:
-            return True
         info = _worker_info()
-        if info is None and self.board.pid != os.getpid():
+        board = self.board if info is None else self._source
+        if not self.loaded or board is None or (info is None and board.pid != os.getpid()):
             return True
         # What the workers of one iterator have in common, and no others: the seed that torch drew for them.
         team = -1 if info is None else max(1, info.seed - info.id)
-        if not self.board.team:
-            self.board.team = team
+        if not board.team:
+            board.team = team
             return True
-        return info is not None and self.board.team == team
+        return info is not None and board.team == team
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Such memory goes to a process that is being started, and nowhere else.
