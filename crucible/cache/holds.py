@@ -13,6 +13,7 @@ was opened is fetched again. So a disk that refuses to write one is logged and r
 from __future__ import annotations
 
 import atexit
+import errno
 import fcntl
 import json
 import logging
@@ -133,7 +134,8 @@ class Holds:
             if self._descriptor < 0 or self._lines > SPARE_LINES + 4 * len(self._counts):
                 self._begin()
             else:
-                os.write(self._descriptor, lines.encode())
+                if os.write(self._descriptor, lines.encode()) < len(lines):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # what follows half a line is lost
                 self._lines += len(lines) // LINE
         except OSError as error:
             self._remove()

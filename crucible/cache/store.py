@@ -71,6 +71,9 @@ class Store:
         if found != LAYOUT:
             raise StoreVersion(str(home), f"a store of layout {found}, this crucible reads {LAYOUT}")
 
+    def __reduce__(self) -> tuple[type[Store], tuple[Path]]:
+        return Store, (self.home,)  # what it has read of leases stays behind
+
     @property
     def raw(self) -> BlobFolder:
         """Where source files are brought before they are converted."""

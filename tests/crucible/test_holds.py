@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -266,6 +267,27 @@ def test_half_a_line_is_waited_for(tmp_path: Path, cut: int) -> None:
         file.write(line[cut:])
         assert book.keys() == {key(1), key(2)}
     holds.close()
+
+
+def test_a_disk_that_is_full_for_a_while_ends_the_leases_and_the_next_one_tells_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    holds, book, write = Holds(tmp_path), LeaseBook(tmp_path), os.write
+    holds.hold(key(1))
+    with monkeypatch.context() as full:
+        full.setattr(os, "write", lambda descriptor, data: write(descriptor, data[:10]))
+        holds.hold(key(2))
+    assert "cannot be leased" in caplog.text
+    assert book.keys() == set()
+    holds.hold(key(3))
+    assert book.keys() == {key(1), key(2), key(3)}
+    holds.close()
+
+
+def test_a_store_travels_without_what_it_has_read(store: Store) -> None:
+    put(store, 1)
+    assert store.leased() == set()
+    assert pickle.loads(pickle.dumps(store)).evict(key(1)) > 0
 
 
 def test_thousands_of_shards_that_come_and_go_leave_a_short_file(tmp_path: Path) -> None:

@@ -16,12 +16,16 @@ from pathlib import Path
 
 import pytest
 
+from crucible.cache.store import Store
 from crucible.config import Settings
 from crucible.errors import OfflineMode
 from crucible.feed import Feeder
 from crucible.iterate import ShardReader
 from crucible.manifest import Manifest
+from crucible.refs import NodeId
+from crucible.workers import fetch
 from crucible.workers.fetch import NodeShards
+from crucible.workers.serve import AgentAddress, write_address
 from tests.fakes.feeding import feed_threads, until
 from tests.hubserver.faults import FaultyHub
 from tests.workers.feeding import WAIT_S, Agent, agents_of, empty_node, environment, full_node, write_repo
@@ -140,6 +144,18 @@ def test_a_peer_that_did_not_answer_is_asked_after_all_where_nobody_else_has_the
         source.path(manifest, manifest.shards[0])
     peers[0].stop(signal.SIGCONT)
     assert source.path(manifest, manifest.shards[0]).exists()
+
+
+def test_an_agent_of_this_node_that_hangs_is_asked_once_and_the_peers_it_knew_are_asked_without_it(
+    full: Settings, manifest: Manifest, peers: list[Agent], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetch, "LOCATE_TIMEOUT_S", 0.5)
+    settings = empty_node(full, tmp_path / "empty")
+    write_address(Store(settings.home), AgentAddress(peers[0].url, NodeId("empty"), 0, (peers[1].url,)))
+    peers[0].stop(signal.SIGSTOP)
+    source = read_all(settings, manifest, ahead=0)
+    assert source.note()["peer_shards"] == len(manifest.shards)
+    assert len(manifest.shards) < source.counts.peer_requests < 2 * len(manifest.shards)
 
 
 def test_the_log_counts_down_a_quiet_time_of_the_hub_and_close_does_not_wait_for_its_end(
