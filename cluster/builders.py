@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from crucible.cluster.patterns import has_extension, suffixes
-from crucible.formats.extensions import AUDIO, IMAGE, VIDEO
+from crucible.formats.extensions import AUDIO, IMAGE, MESH, NIFTI, PDF, VIDEO
 from crucible.formats.folders import FOLDERS
 from crucible.refs import SourceFile
 
@@ -46,9 +46,9 @@ _ANY_CASE = {
     "imagefolder": IMAGE,
     "audiofolder": AUDIO,
     "videofolder": VIDEO,
-    "meshfolder": "glb gltf ply stl",
-    "pdffolder": "pdf",
-    "niftifolder": "nii",
+    "meshfolder": MESH,
+    "pdffolder": PDF,
+    "niftifolder": NIFTI,
 }
 
 BUILDER_OF: dict[str, str] = {f".{ext}": builder for builder, exts in _PLAIN.items() for ext in exts.split()}
@@ -59,7 +59,7 @@ for _builder, _extensions in _ANY_CASE.items():
 _METADATA_NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 METADATA_NAMES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(
-        ("imagefolder", "audiofolder", "videofolder", "meshfolder", "pdffolder", "niftifolder", "mmcif", "pdb"),
+        (*FOLDERS, "mmcif", "pdb"),
         _METADATA_NAMES,
     ),
     "lance": ("latest_version_hint.json",),

@@ -25,7 +25,10 @@ Patterns: TypeAlias = tuple[tuple[str, tuple[str, ...]], ...]
 DataFiles: TypeAlias = "str | os.PathLike[str] | Sequence[Any] | Mapping[str, Any]"
 """What a caller may give."""
 
-FORMATS = ("arrow", "audiofolder", "csv", "imagefolder", "json", "parquet", "text", "videofolder", "webdataset", "xml")
+FORMATS = (
+    *("arrow", "audiofolder", "csv", "imagefolder", "json", "meshfolder", "niftifolder", "parquet", "pdffolder"),
+    *("text", "videofolder", "webdataset", "xml"),
+)
 """Names of formats that stand for a repo: `load_dataset("csv", data_files=...)` reads files of this disk."""
 
 _MAGIC = re.compile(r"[*?\[]")

@@ -10,6 +10,7 @@ import pyarrow as pa
 from crucible.errors import CorruptFile
 from crucible.formats.parquet import BATCH_BYTES, first_line
 from crucible.formats.plain import plain_pieces, plain_schema
+from crucible.formats.streams import refuse_packed
 from crucible.refs import ReadOptions
 
 
@@ -34,6 +35,7 @@ def read_arrow(path: Path, name: str, _options: ReadOptions) -> Iterator[pa.Reco
     except (pa.ArrowException, OSError, ValueError) as error:
         if isinstance(error, OSError) and error.errno:
             raise
+        refuse_packed(path, name, "Arrow")
         raise CorruptFile(name, f"after row {rows:,}", f"not whole Arrow data ({first_line(error)})") from error
 
 

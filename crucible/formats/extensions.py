@@ -13,3 +13,6 @@ SOUND = (
 )
 AUDIO = f"{SOUND} 3gp 3g2 avi asf flv mp4 mov m4v mkv mpg webm f4v wmv wma ogg ogm mxf nut"
 VIDEO = "mkv mp4 avi mpeg mov"
+PDF = "pdf"
+MESH = "glb gltf ply stl"
+NIFTI = "nii"

@@ -32,7 +32,7 @@ from crucible.feature_types import (
 )
 from crucible.formats.archives import is_zip, open_zip
 from crucible.formats.csv import read_csv
-from crucible.formats.extensions import AUDIO, IMAGE, VIDEO
+from crucible.formats.extensions import AUDIO, IMAGE, MESH, NIFTI, PDF, VIDEO
 from crucible.formats.json import read_json
 from crucible.formats.limits import Limits
 from crucible.formats.parquet import BATCH_BYTES, read_parquet
@@ -62,6 +62,9 @@ FOLDERS: Mapping[str, FolderKind] = {
     "imagefolder": _kind("image", IMAGE),
     "audiofolder": _kind("audio", AUDIO),
     "videofolder": _kind("video", VIDEO),
+    "meshfolder": _kind("mesh", MESH),
+    "pdffolder": _kind("pdf", PDF),
+    "niftifolder": _kind("nifti", NIFTI),
 }
 
 METADATA_READERS: Mapping[str, tuple[Callable[..., Iterator[pa.RecordBatch]], str]] = {

@@ -21,6 +21,7 @@ from crucible.formats.filters import RowFilter
 from crucible.formats.limits import Limits
 from crucible.formats.plain import plain_pieces, plain_schema
 from crucible.formats.steps import Steps
+from crucible.formats.streams import refuse_packed
 from crucible.refs import ReadOptions
 
 BATCH_BYTES = 16 << 20
@@ -86,6 +87,7 @@ def _open(path: Path, name: str, metadata: pq.FileMetaData | None = None) -> pq.
     except (pa.ArrowException, OSError, ValueError) as error:
         if isinstance(error, OSError) and error.errno:
             raise
+        refuse_packed(path, name, "parquet")
         raise CorruptFile(name, "the footer", f"not a parquet file ({first_line(error)})") from error
 
 

@@ -59,6 +59,19 @@ def compression_of(path: Path, name: str) -> str | None:
     return None
 
 
+def refuse_packed(path: Path, name: str, what: str) -> None:
+    """Raise UnsupportedFormat for a file of `what` that is in a zip archive or compressed as a whole."""
+    with path.open("rb") as file:
+        head = file.read(8)
+    packed = next((kind for magic, kind in _MAGIC if head.startswith(magic)), None)
+    if head.startswith(b"PK\x03\x04"):
+        packed = "zip"
+    if packed is not None:
+        raise UnsupportedFormat(
+            f"{name} ({what} packed with {packed})", (f"{what} as it is: unpack it, and load that",)
+        )
+
+
 def open_bytes(path: Path, name: str) -> io.BufferedReader:
     """The decompressed bytes. Reading raises CorruptFile where the compressed stream is damaged or ends too early."""
     return io.BufferedReader(_Checked(_open(path, compression_of(path, name)), name), _BUFFER)

@@ -1,8 +1,9 @@
 """WebDataset: tar archives whose files of one key, next to each other, are the fields of one row.
 
 Grouping, names and types of the fields are those of `datasets`: images, audio, video and meshes are carried as bytes
-with the name they had, text and numbers and JSON are decoded, anything else stays bytes; `__key__` and `__url__` come
-last. `__url__` is the archive's path in the repo: where `datasets` has the place of its copy on one machine's disk.
+with the name they had, text, numbers, JSON and numpy arrays are decoded, anything else stays bytes, also `.msg`,
+`.cbor`, `.pth`, `.npz` and `.ten`, which `datasets` decodes with other libraries. `__key__` and `__url__` come last,
+`__url__` being the path in the repo, where `datasets` has the place of its copy on one disk.
 
 The archive is a stream from its first byte to its last, so memory holds one batch of rows.
 """
@@ -21,7 +22,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from crucible.errors import CorruptFile, UnsupportedFormat
+from crucible.errors import CorruptFile
 from crucible.feature_types import MEDIA, Feature, arrow_type, feature_of, parse_features, schema_of
 from crucible.formats.extensions import IMAGE, SOUND, VIDEO
 from crucible.formats.limits import Limits
@@ -110,8 +111,6 @@ def _decode(content: bytes, member: str, name: str, limits: Limits) -> tuple[Any
         return content, len(content)
     try:
         return decode(content), len(content)
-    except UnsupportedFormat:
-        raise UnsupportedFormat(f"{name}: {member}", ("txt", "json", "cls", "npy", "media", "bytes")) from None
     except _UNDECODABLE as error:
         raise CorruptFile(name, repr(member), f"not what its name says ({first_line(error)})") from error
 
@@ -140,16 +139,11 @@ def _lists(array: Any) -> Any:
     return array if array.ndim == 1 else [_lists(part) for part in array]
 
 
-def _refuse(_content: bytes) -> Any:
-    raise UnsupportedFormat("", ())
-
-
 _DECODERS: dict[str, Callable[[bytes], Any]] = {
     **dict.fromkeys(("txt", "text", "transcript"), _text),
     **dict.fromkeys(("cls", "cls2", "index", "inx", "id"), int),
     **dict.fromkeys(("json", "jsn"), json.loads),
     "npy": _array,
-    **dict.fromkeys(("ten", "tb", "mp", "msg", "npz", "cbor", "pth"), _refuse),
 }
 
 

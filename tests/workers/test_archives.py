@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import re
 import zipfile
 from contextlib import suppress
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from crucible.errors import CorruptFile, CrucibleError, NoDataFiles, UnsafePath
+from crucible.errors import CorruptFile, CrucibleError, NoDataFiles, UnsafePath, UnsupportedFormat
 from crucible.formats.archives import names_inside, open_zip
 from crucible.formats.limits import Limits
 from tests.workers.media_cases import Content, zipped
@@ -162,3 +163,13 @@ def test_arrow_files_and_streams_are_read_beside_each_other(tmp_path: Path) -> N
     assert features(found) == features(expected)
     assert found.to_pylist() == expected.to_pylist()
     assert found.num_rows == 18
+
+
+@pytest.mark.parametrize("name", ["a.parquet.gz", "a.arrow.gz", "parquet.zip", "arrow.zip"])
+def test_parquet_and_arrow_that_are_packed_are_refused_with_what_to_do(name: str, tmp_path: Path) -> None:
+    """`datasets` takes such a file for the parquet or Arrow file itself, and fails."""
+    kind = "arrow" if "arrow" in name else "parquet"
+    made = gzip.compress(b"PAR1") if name.endswith(".gz") else zipped({f"a.{kind}": "PAR1"})
+    repo = lay_out(tmp_path / "repo", {name: made})
+    with pytest.raises(UnsupportedFormat, match=rf"(?i){re.escape(name)} \({kind} packed with \w+\).*unpack it"):
+        ours(repo, tmp_path / "home")

@@ -120,14 +120,18 @@ CASES: dict[str, dict[str, Content]] = {
     "zips of splits": {"train.zip": zipped({"a/1.png": P[0]}), "test.zip": zipped({"a/2.png": P[1]})},
     "files and zips": {"a/1.png": P[0], "b/2.png": P[1], "0.zip": zipped({"c/3.png": P[2]})},
     "videos": {"a/1.mp4": "x", "b/2.mov": "y"},
+    "pdfs": {"a/1.pdf": "x", "b/2.PDF": "y", "b/notes.txt": "z"},
+    "pdfs with metadata": {"1.pdf": "x", "metadata.jsonl": '{"file_name":"1.pdf","pages":3}\n'},
+    "meshes": {"a/1.glb": "x", "b/2.ply": "y", "b/3.stl": "z", "b/4.gltf": "{}"},
+    "scans": {"a/1.nii": "x", "a/2.nii": "y"},
 }
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_folders_become_the_rows_of_datasets(case: str, tmp_path: Path) -> None:
     repo = lay_out(tmp_path / "repo", CASES[case])
-    # `datasets` does not embed videos, but says where they are
-    expected = theirs(repo, embed=case != "videos")
+    # `datasets` does not embed these, but says where they are
+    expected = theirs(repo, embed=case.split()[0] not in ("videos", "pdfs", "meshes", "scans"))
     for shard_bytes in (1, 1 << 20):
         found = ours(repo, tmp_path / f"home{shard_bytes}", shard_bytes=shard_bytes)
         assert list(found) == list(expected)
@@ -137,10 +141,10 @@ def test_folders_become_the_rows_of_datasets(case: str, tmp_path: Path) -> None:
             for row, made in zip(rows, found[split].to_pylist(), strict=True):
                 if "image" in row and row["image"] and row["image"]["path"].endswith(".zip"):
                     row["image"]["path"] = made["image"]["path"]  # theirs is the name of the archive
-            if case == "videos":
+            for column in {"video", "pdf", "mesh", "nifti"} & set(table.column_names):
                 for row in rows:
-                    path = Path(row["video"]["path"])
-                    row["video"] = {"bytes": path.read_bytes(), "path": path.name}
+                    path = Path(row[column]["path"])
+                    row[column] = {"bytes": path.read_bytes(), "path": path.name}
             assert found[split].to_pylist() == rows
 
 

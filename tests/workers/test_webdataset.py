@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from crucible.errors import ConversionError, CorruptFile, UnsupportedFormat
+from crucible.errors import ConversionError, CorruptFile
 from crucible.formats.limits import Limits
 from crucible.formats.read import read_file
 from crucible.formats.webdataset import read_webdataset
@@ -208,10 +208,14 @@ def test_what_cannot_be_a_row_is_named(members: list[tuple[str, Content]], probl
         batches(tmp_path, tar(members), limits)
 
 
-@pytest.mark.parametrize("end", ["pth", "npz", "msg", "ten", "cbor"])
-def test_a_field_without_a_decoder_is_refused_by_name(end: str, tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedFormat, match=rf"a\.tar: 1\.{end}"):
-        batches(tmp_path, tar([(f"1.{end}", b"x")]))
+@pytest.mark.parametrize("end", ["pth", "npz", "msg", "ten", "cbor", "tb", "mp"])
+def test_a_field_that_another_library_reads_is_carried_as_its_bytes(end: str, tmp_path: Path) -> None:
+    (batch,) = batches(tmp_path, tar([(f"1.{end}", b"\x80x"), ("1.txt", "t")]))
+    assert batch.to_pylist() == [{end: b"\x80x", "txt": "t", "__key__": "1", "__url__": "a.tar"}]
+
+
+def test_a_tar_under_the_name_of_a_compression_that_it_is_not_is_told(tmp_path: Path) -> None:
+    batches(tmp_path, tar([("1.txt", "x")]))
     with pytest.raises(ConversionError):
         list(read_file(tmp_path / "a", "a.tar.zst", WDS))
 
