@@ -8,6 +8,7 @@ import time
 from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -35,16 +36,19 @@ def chat_files(folder: Path, files: int, rows: int) -> Path:
 class Background:
     """A prefetch of `org/chat` in a thread, for a test that breaks something meanwhile."""
 
-    def __init__(self, address: str, coordinator_on: str | None = None) -> None:
+    def __init__(self, address: str, coordinator_on: str | None = None, **asked: Any) -> None:
         self.seen: list[Progress] = []
         if coordinator_on is not None:
             start_coordinator_on(coordinator_on)
+        self._asked = asked
         self._future: Future[JobReport] = Future()
         threading.Thread(target=self._run, args=(address,), daemon=True).start()
 
     def _run(self, address: str) -> None:
         try:
-            report = crucible.prefetch("org/chat", split="train", address=address, on_progress=self.seen.append)
+            report = crucible.prefetch(
+                "org/chat", split="train", address=address, on_progress=self.seen.append, **self._asked
+            )
             self._future.set_result(report)
         except BaseException as error:
             self._future.set_exception(error)

@@ -13,6 +13,8 @@ from tests.hubserver.faults import FaultyHub
 from tests.ray.jobs import Background, file_bytes
 from tests.workers.partial_cases import COLUMNS, ROWS, parquet, table, wanted_bytes
 
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+
 WAIT_S = 60
 STREAMS, PART = 1, 64_000
 BIG = 100_000
