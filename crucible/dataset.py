@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from crucible.errors import UsageError
 from crucible.iterate import ShardSource
-from crucible.launch import rank_in, rank_of_environment, rank_of_libraries
+from crucible.launch import rank_here, rank_in
 from crucible.loaders import check_one_split
 from crucible.manifest import Manifest
 from crucible.mapped import Dataset, DatasetDict
@@ -180,7 +180,7 @@ class IterableDataset(Shaped, Placed):
         if (rank is None) != (world_size is None) or (group is not None and rank is not None):
             raise UsageError("shard needs both rank and world_size, or a group, or none to take them from the launcher")
         if rank is None or world_size is None:
-            place = rank_of_environment(os.environ) or rank_of_libraries() if group is None else rank_in(group)
+            place = rank_here(os.environ) if group is None else rank_in(group)
             rank, world_size = place or (0, 1)
         check_rank(rank, world_size)
         end = self._out.end if end is None else check_end(end)

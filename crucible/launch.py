@@ -1,8 +1,8 @@
 """Which rank of how many this process is: from the launcher's environment, or from a library that already knows.
 
 Nothing is imported, initialised or contacted to find out. In order: RANK and WORLD_SIZE (torchrun, Ray Train,
-accelerate, Lightning), a Slurm step's SLURM_PROCID and SLURM_STEP_NUM_TASKS, Open MPI's OMPI_COMM_WORLD_RANK and _SIZE;
-then torch.distributed and jax.distributed, where they were initialised before.
+accelerate), a Slurm step's SLURM_PROCID and SLURM_STEP_NUM_TASKS, Open MPI's OMPI_COMM_WORLD_RANK and _SIZE;
+then torch.distributed and jax.distributed, where they were initialised before (Lightning does, before `setup`).
 
 In an sbatch script, SLURM_PROCID is 0 and SLURM_NTASKS the size of the job although there is one process: only a step
 (srun) has SLURM_STEP_NUM_TASKS, and counts.
@@ -27,10 +27,26 @@ Place = tuple[int, int]
 """(rank, world size)"""
 
 
+def rank_here(env: Mapping[str, str], modules: Mapping[str, Any] | None = None) -> Place | None:
+    """The launcher's word, else a library's; None where nobody says that there are several processes."""
+    place = rank_of_environment(env) or rank_of_libraries(modules)
+    if place is None and env.get("WORLD_SIZE"):
+        raise UsageError(
+            "WORLD_SIZE and LOCAL_RANK are set but RANK is not, as Lightning's launcher leaves them: call shard() "
+            "where torch.distributed runs already, such as in setup() or train_dataloader(), or give it rank and world_size"
+        )
+    return place
+
+
 def rank_of_environment(env: Mapping[str, str]) -> Place | None:
-    """The first launcher's word. Raises UsageError when RANK or WORLD_SIZE lacks the other, or they do not fit."""
+    """The first launcher's word. Raises UsageError when RANK or WORLD_SIZE lacks the other, or they do not fit.
+
+    WORLD_SIZE beside LOCAL_RANK is no word: Lightning's launcher sets these, and only torch.distributed knows the rank.
+    """
     for rank_name, size_name in LAUNCHERS:
         names = [name for name in (rank_name, size_name) if env.get(name)]
+        if names == ["WORLD_SIZE"] and env.get("LOCAL_RANK"):
+            continue
         if rank_name == "RANK" and len(names) == 1:
             missing = size_name if names == [rank_name] else rank_name
             raise UsageError(f"{names[0]} is set but {missing} is not; a launcher such as torchrun sets both")

@@ -12,7 +12,7 @@ import pytest
 
 from crucible.config import Settings, node_settings
 from crucible.errors import UsageError
-from crucible.launch import rank_in, rank_of_environment, rank_of_libraries
+from crucible.launch import rank_here, rank_in, rank_of_environment, rank_of_libraries
 
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "8"}
 SRUN = {"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "4", "SLURM_NTASKS": "4"}
@@ -30,6 +30,7 @@ MPI = {"OMPI_COMM_WORLD_RANK": "2", "OMPI_COMM_WORLD_SIZE": "3"}
         ({**MPI, **SRUN}, (1, 4)),
         ({"SLURM_PROCID": "0", "SLURM_NTASKS": "64"}, None),  # the script of sbatch: one process
         ({"RANK": "", "WORLD_SIZE": ""}, None),
+        ({"LOCAL_RANK": "1", "NODE_RANK": "0", "WORLD_SIZE": "2"}, None),  # Lightning: torch knows later
     ],
 )
 def test_the_launcher_is_believed(env: dict[str, str], place: tuple[int, int] | None) -> None:
@@ -78,6 +79,17 @@ def test_libraries_are_asked_only_when_they_were_initialised() -> None:
     assert rank_of_libraries({"jax": SimpleNamespace()}) is None
 
 
+def test_a_launcher_that_sets_no_rank_is_not_taken_for_one_process() -> None:
+    env = {"LOCAL_RANK": "1", "WORLD_SIZE": "2"}
+    known = SimpleNamespace(
+        is_available=lambda: True, is_initialized=lambda: True, get_rank=lambda: 1, get_world_size=lambda: 2
+    )
+    assert rank_here(env, {"torch.distributed": known}) == (1, 2)
+    assert rank_here({}, {}) is None
+    with pytest.raises(UsageError, match="Lightning"):
+        rank_here(env, {})
+
+
 def test_a_group_is_asked_for_the_rank_in_it() -> None:
     mesh = SimpleNamespace(ndim=1, get_local_rank=lambda: 1, size=lambda: 4)
     assert rank_in(mesh) == (1, 4)
@@ -95,7 +107,7 @@ _GLOO = """
 import os, sys
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
-from crucible.launch import rank_in, rank_of_libraries
+from crucible.launch import rank_here, rank_in, rank_of_libraries
 rank = int(sys.argv[1])
 dist.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=2)
 assert rank_of_libraries() == (rank, 2)
@@ -108,6 +120,7 @@ dist.destroy_process_group()
 
 @pytest.mark.torch
 def test_torch_says_the_rank_and_the_data_parallel_one_of_a_mesh(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
     command = [sys.executable, "-c", _GLOO]
     ranks = [subprocess.Popen([*command, str(rank), str(tmp_path / "meet")]) for rank in range(2)]
     try:
