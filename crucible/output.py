@@ -43,6 +43,8 @@ _JOB_BYTES = 32 << 10
 """Bytes of media that one job decodes: several small images, as handing over a job costs what decoding 1 KB does."""
 
 _JOB_ROWS = 32
+_WORTH_THREADS = 4
+"""Rows of a table by itself for which threads are started: starting them costs what decoding one image does."""
 _PART_BYTES = 4 << 20
 """Media turned into Python objects at once."""
 
@@ -96,15 +98,22 @@ class Output:
 
     def rows(self, table: pa.Table, bad: OnBad = _raise) -> Iterator[Any]:
         """Row by row; SKIPPED in the place of one that `bad` let pass."""
-        return self.stream_rows([(table, bad)])
+        return self._rows([(table, bad)], ahead=table.num_rows >= _WORTH_THREADS)
 
     def batch(self, table: pa.Table, bad: OnBad = _raise) -> Any:
         """All rows as one dict of columns, or as the table itself; SKIPPED if `bad` let all of them pass."""
-        return next(self.stream_batches([(table, bad)]))
+        return next(self._batches([(table, bad)], ahead=table.num_rows >= _WORTH_THREADS))
 
     def stream_rows(self, tables: Iterable[tuple[pa.Table, OnBad]]) -> Iterator[Any]:
         """`rows` of one table after the other. Media of the next ones are decoded before they are asked for."""
-        for part, decoded in self._parts(tables, _ROWS):
+        return self._rows(tables, ahead=True)
+
+    def stream_batches(self, tables: Iterable[tuple[pa.Table, OnBad]]) -> Iterator[Any]:
+        """`batch` of one table after the other. Media of the next ones are decoded before they are asked for."""
+        return self._batches(tables, ahead=True)
+
+    def _rows(self, tables: Iterable[tuple[pa.Table, OnBad]], *, ahead: bool) -> Iterator[Any]:
+        for part, decoded in self._parts(tables, _ROWS, ahead=ahead):
             if self._format == "arrow":
                 yield from (_sendable(part.table.slice(row, 1)) for row in range(part.table.num_rows))
             elif decoded is None:
@@ -112,10 +121,9 @@ class Output:
             else:
                 yield from self._merged(part, decoded)
 
-    def stream_batches(self, tables: Iterable[tuple[pa.Table, OnBad]]) -> Iterator[Any]:
-        """`batch` of one table after the other. Media of the next ones are decoded before they are asked for."""
+    def _batches(self, tables: Iterable[tuple[pa.Table, OnBad]], *, ahead: bool) -> Iterator[Any]:
         held: list[tuple[_Part, Decoded]] = []
-        for part, decoded in self._parts(tables, None):
+        for part, decoded in self._parts(tables, None, ahead=ahead):
             if self._format == "arrow":
                 yield _sendable(part.table)
             elif decoded is None:
@@ -163,7 +171,7 @@ class Output:
     # --- with something to decode ---
 
     def _parts(
-        self, tables: Iterable[tuple[pa.Table, OnBad]], most_rows: int | None
+        self, tables: Iterable[tuple[pa.Table, OnBad]], most_rows: int | None, *, ahead: bool
     ) -> Iterator[tuple[_Part, Decoded | None]]:
         """All rows of `tables` in parts of at most `most_rows`, with what was decoded, if there is anything to."""
         cut = (part for table, bad in tables for part in self._cut(table, bad, most_rows))
@@ -181,7 +189,8 @@ class Output:
 
         decoded: Decoded = []
         done = 0
-        for rows in process_pool().in_order(jobs()) if self._decode.media else (job(unbounded) for job in jobs()):
+        threaded = ahead and self._decode.media
+        for rows in process_pool().in_order(jobs()) if threaded else (job(unbounded) for job in jobs()):
             decoded += rows
             done += 1
             if done == begun[0][1]:
