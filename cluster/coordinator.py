@@ -95,7 +95,7 @@ class CoordinatorCore:
         """A shard is visible on a node, though its item is not done."""
         self.landed(node, [shard.key])
         if (record := self._jobs.get(job)) is not None:
-            record.readers.made(item, [shard])
+            record.readers.made(item, shard)
 
     def opening(self, request: DataRequest, endpoint: str) -> Answer:
         """What a reader of `request` may begin with; see `readers`."""

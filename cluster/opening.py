@@ -27,7 +27,7 @@ from crucible.workers.serve import read_address
 
 log = logging.getLogger("crucible.opening")
 
-FIRST_ASK_S, LAST_ASK_S = 0.05, 1.0
+FIRST_ASK_S, LAST_ASK_S = 0.05, 0.5
 """How long between two questions to the agent: twice as long each time."""
 
 
@@ -44,12 +44,13 @@ def open_early(request: DataRequest, settings: Settings, whole: Callable[[Prepar
     Raises what `load_dataset` raises, and PrefetchFailed when the job that it waited for has failed.
     """
     store = Store(settings.home)
-    if store.get_survey(request.repo, request.variant) is None and (found := _from_job(request, settings)) is not None:
+    unheard_of = store.get_survey(request.repo, request.variant) is None
+    if unheard_of and (found := _from_job(request, settings)) is not None:
         return found  # no request to the Hub at all
     prepared = prepare(request, settings, store, Tally())
     if prepared.cached:
         return Opened(prepared.manifests, NodeShards(settings))
-    if (found := _from_job(request, settings)) is not None:
+    if not unheard_of and (found := _from_job(request, settings)) is not None:
         return found
     early = early_manifests(prepared, settings, store, Tally())
     if early is None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -30,6 +30,7 @@ from crucible.splits import split_names
 log = logging.getLogger("crucible.readers")
 
 Answer = dict[str, Any]
+ENDED = ("failed", "forgotten")
 MOST_KEYS = 256
 """Of one wish. What a reader needs later it may say later."""
 
@@ -50,10 +51,10 @@ class Readers:
         self._manifests: tuple[Manifest, ...] = ()
         self._error = ""
         self._asked = False
-        self._places: dict[str, list[int]] = {}
-        """item key -> indexes of the job's items: the same content may be in a repo twice."""
-        self._made: dict[str, dict[str, ShardInfo]] = {}
-        """item key -> its shards so far, by key."""
+        self._places: dict[str, list[int]] | None = None
+        """item key -> indexes of the job's items: the same content may be in a repo twice. Made at the first wish."""
+        self._made: dict[str, tuple[ShardInfo, ...]] = {}
+        """item key -> its shards so far."""
         self._wished: list[tuple[int, ...]] = []
 
     # --- what the job tells
@@ -63,18 +64,19 @@ class Readers:
         with self._lock:
             self._prepared, self._early = prepared, early
             self._splits = tuple(s.split for s in prepared.manifests) or tuple(s.name for s in prepared.splits)
-            for item in job_items(prepared):
-                self._places.setdefault(item.key, []).append(item.index)
+            self._places = None
 
-    def made(self, key: str, shards: Iterable[ShardInfo]) -> None:
-        """Shards of the item `key` are in some node's store."""
+    def made(self, key: str, shard: ShardInfo) -> None:
+        """A shard of the item `key` is in some node's store."""
         with self._lock:
-            if self._state != "failed":
-                self._made.setdefault(key, {}).update((shard.key, shard) for shard in shards)
+            if self._state not in ENDED and all(shard.key != known.key for known in self._made.get(key, ())):
+                self._made[key] = (*self._made.get(key, ()), shard)
 
     def done(self, result: ItemResult) -> None:
         """An item is done."""
-        self.made(result.key, result.shards)
+        with self._lock:
+            if self._state not in ENDED:
+                self._made[result.key] = result.shards
 
     def wishes(self) -> Sequence[tuple[int, ...]]:
         """What was wished for since this was asked last."""
@@ -94,8 +96,7 @@ class Readers:
         """The job ended long ago: a reader who comes now is told that there is none."""
         with self._lock:
             self._state, self._manifests = "forgotten", ()
-            self._made.clear()
-            self._places.clear()
+            self._made, self._places = {}, None
 
     # --- what readers ask
 
@@ -103,7 +104,7 @@ class Readers:
         """What a reader of `request` may begin with; None if this job is about something else, or has failed."""
         with self._lock:
             prepared, state = self._prepared, self._state
-            if state in ("failed", "forgotten") or request.repo.repo_id != self._request.repo.repo_id:
+            if state in ENDED or request.repo.repo_id != self._request.repo.repo_id:
                 return None
             if prepared is not None and not self._is_about(prepared, request):
                 return None
@@ -125,13 +126,21 @@ class Readers:
             if self._state == "failed":
                 return {"state": "failed", "error": self._error}
             if self._state != "done":
-                self._wished.append(tuple(index for key in keys[:MOST_KEYS] for index in self._places.get(key, ())))
-            found = [shard for key in keys[:MOST_KEYS] for shard in self._made.get(key, {}).values()]
+                places = self._items()
+                self._wished.append(tuple(index for key in keys[:MOST_KEYS] for index in places.get(key, ())))
+            found = [shard for key in keys[:MOST_KEYS] for shard in self._made.get(key, ())]
             if self._state == "forgotten":
                 return {"state": "unknown"}
             return {"state": self._state, "shards": [asdict(shard) for shard in found]}
 
     # --- inside
+
+    def _items(self) -> dict[str, list[int]]:
+        if self._places is None:
+            self._places = {}
+            for item in job_items(self._prepared) if self._prepared is not None else ():
+                self._places.setdefault(item.key, []).append(item.index)
+        return self._places
 
     def _prepare(self) -> None:
         made = None

@@ -13,6 +13,7 @@ import httpx
 
 from crucible.cache.store import Store
 from crucible.config import Settings
+from crucible.hub import wire
 from crucible.refs import DataRequest, RepoRef
 from crucible.workers.secret import load_secret
 from crucible.workers.serve import read_address
@@ -45,10 +46,10 @@ class Line:
             return None
         timeout = httpx.Timeout(ANSWER_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
         try:
-            with httpx.Client(timeout=timeout, trust_env=False) as client:
-                headers = {"authorization": f"Bearer {secret}"}
-                reply = client.post(f"{agent.rstrip('/')}/v1/{what}", headers=headers, json=question)
-                found = reply.raise_for_status().json()
+            headers = {"authorization": f"Bearer {secret}"}
+            url = f"{agent.rstrip('/')}/v1/{what}"
+            reply = wire.peer_client().post(url, headers=headers, json=question, timeout=timeout)
+            found = reply.raise_for_status().json()
         except (httpx.HTTPError, httpx.InvalidURL, ValueError):
             return None
         return found if isinstance(found, dict) else None

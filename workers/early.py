@@ -33,7 +33,7 @@ from crucible.workers.work import Workplace, run_item
 
 log = logging.getLogger("crucible.early")
 
-FIRST_ASK_S, LAST_ASK_S = 0.05, 1.0
+FIRST_ASK_S, LAST_ASK_S = 0.05, 0.5
 """How long between two questions about a job: short at first, twice as long each time nothing is new."""
 LOST_S = 30.0
 """A job that nobody has known for so long does not come back. A coordinator that died is replaced within seconds."""

@@ -175,7 +175,8 @@ class _Reporter:
         node = this_node()
 
         def tell(shard: ShardInfo) -> None:
-            self._coordinator.made.remote(self._job, node, item.key, shard)
+            if item.size > item.shard_bytes // 2:  # a smaller one hardly has a second shard: it is done as soon
+                self._coordinator.made.remote(self._job, node, item.key, shard)
 
         return tell
 

@@ -7,6 +7,7 @@
 <home>/manifests/<id>.json              content-addressed, never changed
 <home>/refs/<repo>/<revision>/<config>/<split>.json   where a name points: commit and manifest id
 <home>/leases/                          which shards each process of the node reads; see `holds`
+<home>/early/<digest>.json              manifests of what is not brought yet, for this node's readers: `cluster.early`
 <home>/tmp/<host>-<pid>-<random>/       work in progress of one process; removed by it, or by the next one
 <home>/locks/<name>.lock                saves double work between processes; correctness never rests on it
 <home>/quarantine/                      shards whose bytes turned out wrong, kept for a look

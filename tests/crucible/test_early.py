@@ -142,6 +142,9 @@ def test_columns_features_and_copies_in_other_processes(chat: FaultyHub) -> None
     cast = crucible.load_dataset("org/chat", split="train", features=features, streaming=True)
     assert not cast.manifest.complete
     assert cast.with_format("arrow").batch(7).__iter__().__next__().schema.field("id").type == pa.int32()
+    part = crucible.load_dataset("org/chat", split="train", columns=["id"], partial=True, streaming=True)
+    assert not part.manifest.complete
+    assert [row["id"] for row in part] == list(range(FILES * ROWS))
     with pytest.raises(errors.UsageError, match="no column 'txet'"):
         crucible.load_dataset("org/chat", split="train", columns=["txet"], streaming=True)
 
