@@ -93,6 +93,14 @@ def until(true: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
+def is_free(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 def test_a_shard_that_nobody_leased_is_evicted_and_one_that_is_not_here_frees_nothing(store: Store) -> None:
     put(store, 1, size=123)
     assert store.evict(key(1)) == 123
@@ -214,7 +222,7 @@ def test_the_lease_of_a_dead_parent_ends_though_its_forked_child_lives(store: St
         process.wait(WAIT_S)
         (name,) = files(store)
         with (store.home / "leases" / name).open("rb") as file:
-            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            until(lambda: is_free(file.fileno()))  # once the child has begun to run
         assert store.leased() == set()
     finally:
         assert process.stdin is not None
