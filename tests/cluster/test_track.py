@@ -281,15 +281,15 @@ def test_the_mind_stays_quick_when_there_are_many_items() -> None:
     import time
 
     def cost(count: int) -> float:
-        began = time.perf_counter()
+        began = time.thread_time()
         state, _ = started([1] * count, limit=100)
         for index in range(count):
             state, _ = apply(state, ItemDone(result(state.items[index], A)))
         assert state.phase == "finished"
-        return time.perf_counter() - began
+        return time.thread_time() - began
 
     cost(100)
-    assert cost(10_000) < 40 * cost(1_000)
+    assert cost(10_000) < 40 * min(cost(1_000), cost(1_000))
 
 
 @pytest.mark.parametrize("event", [CopyDone("x" * 64, A), NodesChanged({A: 1.0})])

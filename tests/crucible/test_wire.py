@@ -263,7 +263,7 @@ def test_a_broken_body_is_found_out_over_tls(certificate: Path, handler: Callabl
     expected = httpx.RemoteProtocolError if handler is cut_in_body else httpx.ReadTimeout
     with (
         Wired(handler, tls=served_by(certificate)) as server,
-        httpx.Client(transport=transport, timeout=1) as http,
+        httpx.Client(transport=transport, timeout=10 if handler is cut_in_body else 1) as http,
         pytest.raises(expected),
     ):
         read(http, server.url)

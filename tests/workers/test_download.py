@@ -146,7 +146,7 @@ def test_a_stalled_source_is_left_for_another(tmp_path: Path) -> None:
 
     with server(stall) as (stalled, _), server(Request.right) as (good, _):
         try:
-            assert fetch(tmp_path, stalled, good, timeout_s=0.3) == DATA
+            assert fetch(tmp_path, stalled, good, timeout_s=1) == DATA
         finally:
             release.set()
 
