@@ -70,6 +70,11 @@ class Nodes:
     def address(self) -> str:
         return str(self.cluster.address)
 
+    @property
+    def hf_home(self) -> Path:
+        """HF_HOME of all nodes: they are on one machine."""
+        return self.scratch / "hf"
+
     def start(self, home: Path, cpus: int = 1) -> None:
         """One raylet. Neither the autoscaler's monitor nor the one that forwards logs, which nobody here asks."""
         with starting(self.scratch):
@@ -213,7 +218,7 @@ def start_nodes(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pyt
         variables = {"HF_ENDPOINT": endpoint, "CRUCIBLE_BACKOFF_CAP": "0.2", **environment}
         nodes = replace(shared, homes=[*shared.homes], nodes=[*shared.nodes], environment=variables)
         made.append(nodes)
-        for home in nodes.homes:
+        for home in (*nodes.homes, nodes.hf_home):
             empty(home)
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
@@ -236,6 +241,6 @@ def start_nodes(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pyt
 def empty(home: Path) -> None:
     """Take all data out of a store; the folders stay, and so does what belongs to the node's daemons."""
     for path in home.rglob("*"):
-        if path.is_file() and path.name not in STAYS:
+        if (path.is_file() or path.is_symlink()) and path.name not in STAYS:
             with suppress(FileNotFoundError):
                 path.unlink()

@@ -16,7 +16,9 @@ import psutil
 import pytest
 from click.testing import CliRunner
 
+from crucible import load_dataset
 from crucible.cli.app import cli
+from crucible.hashing import sha256_file
 from tests.hubserver.faults import FaultyHub
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
@@ -34,11 +36,21 @@ def crucible(*args: str, **environment: str) -> subprocess.CompletedProcess[str]
     )
 
 
-def test_an_embedded_prefetch_reports_in_json_and_a_second_one_moves_nothing(
-    hub: FaultyHub, monkeypatch: pytest.MonkeyPatch
+def kept(home: Path) -> dict[str, str]:
+    """What a store holds of data, by its path there."""
+    files = (path for kind in ("shards", "manifests", "refs") for path in (home / kind).rglob("*.*") if path.is_file())
+    return {str(path.relative_to(home)): sha256_file(path) for path in files}
+
+
+def test_an_embedded_prefetch_leaves_the_bytes_of_a_process_without_ray_and_a_second_one_moves_nothing(
+    hub: FaultyHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.import_files("org/toy", {"train.jsonl": ROWS, "test.jsonl": ROWS[:90]})
     monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+    monkeypatch.setenv("CRUCIBLE_HOME", str(tmp_path / "plain"))
+    load_dataset("org/toy")
+    hub.clear_log()
+    monkeypatch.setenv("CRUCIBLE_HOME", str(tmp_path / "ray"))
     first = crucible("prefetch", "org/toy", "--json")
     assert first.returncode == 0, first.stderr
     told = json.loads(first.stdout)
@@ -46,6 +58,9 @@ def test_an_embedded_prefetch_reports_in_json_and_a_second_one_moves_nothing(
     assert told["requests"] == len(hub.log)
     assert sum(node["shards"] for node in told["nodes"]) == sum(split["shards"] for split in told["splits"])
     assert re.fullmatch(r"org/toy: started\norg/toy: done in \d+\.\d s\n", first.stderr)
+
+    assert kept(tmp_path / "ray") == kept(tmp_path / "plain")
+    assert len(kept(tmp_path / "ray")) >= 5
 
     second = crucible("prefetch", "org/toy", "-q")
     assert second.returncode == 0, second.stderr
@@ -124,7 +139,8 @@ def test_a_running_cluster_is_filled_and_looked_at(start_nodes: Any, hub: Faulty
     assert {url for shard in located for url in shard["urls"]} <= {node["url"] for node in listed}
     assert all(shard["urls"] for shard in located)
     (status,) = ask("status")
-    assert [(job["phase"], job["repo"]) for job in status["jobs"]] == [("finished", "org/toy")]
+    newest = status["jobs"][-1]
+    assert (newest["phase"], newest["repo"]) == ("finished", "org/toy")
     for command in (["nodes"], ["locate", "org/toy"], ["status"]):
         shown = crucible(*command, *where, COLUMNS="80")
         assert shown.returncode == 0, shown.stderr

@@ -3,45 +3,32 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import subprocess
-import sys
-from pathlib import Path
+from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from crucible.cli.app import cli
 from tests.hubserver.faults import FaultyHub
 from tests.hubserver.official import run_client
+from tests.ray.conftest import empty
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
 
 ROWS = b"".join(b'{"n": %d}\n' % n for n in range(200_000))
 
 
-def prefetch(*args: str) -> dict[str, object]:
-    done = subprocess.run(
-        [sys.executable, "-m", "crucible", "prefetch", "org/toy", "--json", "-q", *args],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env=dict(os.environ),
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    report: dict[str, object] = json.loads(done.stdout)
-    return report
-
-
-def test_raw_files_are_kept_for_the_official_client_and_serve_a_lost_store(
-    hub: FaultyHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_raw_files_are_kept_for_the_official_client_and_serve_a_lost_store(hub: FaultyHub, start_nodes: Any) -> None:
     commit = hub.import_files("org/toy", {"train.jsonl": ROWS, "test.jsonl": ROWS[:90], "unused.bin": b"x" * 99})
-    home, store = tmp_path / "client", tmp_path / "store"
-    home.mkdir()
-    monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
-    monkeypatch.setenv("HF_HOME", str(home))
-    monkeypatch.setenv("CRUCIBLE_HOME", str(store))
+    nodes = start_nodes(2, hub.endpoint)
+    home = nodes.hf_home
+
+    def prefetch(*args: str) -> dict[str, object]:
+        done = CliRunner().invoke(cli, ["prefetch", "org/toy", "--json", "-q", "--address", nodes.address, *args])
+        assert done.exit_code == 0, done.stderr
+        report: dict[str, object] = json.loads(done.stdout)
+        return report
+
     first = prefetch("--keep-raw")
     assert (first["commit"], first["hub_ratio"]) == (commit, 1.0)
     hub.clear_log()
@@ -60,7 +47,8 @@ def test_raw_files_are_kept_for_the_official_client_and_serve_a_lost_store(
         """,
     )
     assert hub.log == []
-    shutil.rmtree(store)
+    for store in nodes.homes:
+        empty(store)
     again = prefetch()
     assert again["hub_ratio"] == 0.0
     counts = again["counts"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import subprocess
 import sys
 import time
@@ -313,29 +312,3 @@ def test_a_repo_of_which_the_driver_alone_has_the_token_is_fetched_by_all_nodes(
     leaks = [str(path) for path in logs if b"hf_very_secret_token" in path.read_bytes()]
     assert leaks == []
     assert not list(nodes.homes[0].glob("token-*")), "the hand-over file is gone"
-
-
-def test_the_embedded_cluster_leaves_the_same_bytes_as_a_process_without_ray(
-    hub: FaultyHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    hub.import_folder("org/chat", chat_files(tmp_path / "data", files=3, rows=500))
-    found = {}
-    for name, code in {
-        "ray": "crucible.prefetch('org/chat', split='train')",
-        "plain": "crucible.load_dataset('org/chat', split='train')",
-    }.items():
-        home = tmp_path / name
-        environment = {**os.environ, "HF_ENDPOINT": hub.endpoint, "CRUCIBLE_HOME": str(home)}
-        done = subprocess.run(
-            [sys.executable, "-c", f"import crucible; {code}"],
-            env=environment, capture_output=True, text=True, timeout=120, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        found[name] = {
-            str(path.relative_to(home)): sha256_file(path)
-            for kind in ("shards", "manifests", "refs")
-            for path in (home / kind).rglob("*.*")
-            if path.is_file()
-        }
-    assert found["ray"] == found["plain"]
-    assert len(found["ray"]) >= 5
