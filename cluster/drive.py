@@ -33,7 +33,7 @@ from crucible.cluster.track import (
     Wished,
     apply,
 )
-from crucible.errors import ClusterError, CrucibleError, SourceUnavailable, StoreError
+from crucible.errors import ClusterError, CrucibleError, RowsMismatch, SourceUnavailable, StoreError
 from crucible.features import dump_features, features_of, unify
 from crucible.hub.governor import Waiting
 from crucible.manifest import Manifest, pack_schema
@@ -208,13 +208,24 @@ def job_items(prepared: Prepared) -> tuple[WorkItem, ...]:
 
 
 def build_manifests(prepared: Prepared, done: Mapping[int, ItemResult]) -> tuple[Manifest, ...]:
-    """One manifest a split, its shards in source order. Raises SchemaConflict when its files disagree."""
+    """One manifest a split, its shards in source order.
+
+    Raises SchemaConflict when its files disagree, RowsMismatch when they have other rows than the card declares.
+    """
     manifests = []
     offset = 0
     for split, items in zip(prepared.splits, prepared.items, strict=True):
         results = [done[offset + item.index] for item in items]
         offset += len(items)
         manifests.append(build_manifest(prepared, split.name, items, results))
+    declared = [split.declared_rows for split in prepared.splits] if prepared.request.check_rows else []
+    wrong = [
+        (manifest.split, rows, manifest.rows)
+        for manifest, rows in zip(manifests, declared, strict=False)
+        if rows is not None and rows != manifest.rows
+    ]
+    if wrong:
+        raise RowsMismatch(prepared.repo.repo_id, wrong)
     return tuple(manifests)
 
 

@@ -17,7 +17,15 @@ from crucible.cache.hubcache import HubCache
 from crucible.cache.store import Store
 from crucible.cluster.media import look_inside, plan_splits
 from crucible.cluster.patterns import BadPattern, Listing, has_magic
-from crucible.cluster.resolve import ResolvedConfig, ResolvedSplit, choose, resolve, resolve_files, with_settings
+from crucible.cluster.resolve import (
+    ResolvedConfig,
+    ResolvedSplit,
+    check_splits,
+    choose,
+    resolve,
+    resolve_files,
+    with_settings,
+)
 from crucible.config import Settings
 from crucible.data_files import Patterns, literal_folder
 from crucible.errors import CorruptFile, OfflineMode, ScriptRepo, UsageError
@@ -87,6 +95,8 @@ def prepare(
             return warm
         configs = survey_repo(repo, pinned, request)
         config, splits = choose(pinned, configs, request.config, request.split)
+        if request.check_rows:
+            check_splits(pinned, config)
         splits = tuple(replace(split, options=_options(split.options, request)) for split in splits)
         splits, items = plan_splits(repo, pinned, config.splits, splits, settings, store)
     return Prepared(request, pinned, config.name, splits, items, (), _describe(pinned, configs, request))

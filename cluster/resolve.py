@@ -75,6 +75,8 @@ class ResolvedConfig:
     default: bool
     problem: CrucibleError | None = None
     """Why this config cannot be used; `choose` raises it."""
+    declared: frozenset[str] = frozenset()
+    """Splits that the card declares the rows of; empty where it does not."""
 
 
 def resolve(
@@ -295,6 +297,7 @@ def _resolved(
         tuple(ResolvedSplit(split, found, options, rows.get(split)) for split, found in splits),
         default,
         problem,
+        frozenset(rows),
     )
 
 
@@ -333,6 +336,19 @@ def with_settings(options: ReadOptions, settings: Mapping[str, Any]) -> ReadOpti
             raise UsageError(f"{name}= is no argument, and no setting of {options.builder} files; {there}")
     given = {name: json.dumps(value, sort_keys=True) for name, value in settings.items() if value is not None}
     return replace(options, params=tuple(sorted({**dict(options.params), **given}.items())))
+
+
+def check_splits(repo: RepoRef, config: ResolvedConfig) -> None:
+    """Raise InvalidCard where `dataset_info` has other splits than the files, as `datasets` does."""
+    names = {split.name for split in config.splits}
+    if config.declared and config.declared != names:
+        raise InvalidCard(
+            repo.repo_id,
+            "README.md",
+            f"config {config.name!r}: `dataset_info` declares the splits {', '.join(sorted(config.declared))}, "
+            f"the files give {', '.join(sorted(names))}; if the card is out of date, load it with "
+            "verification_mode='no_checks'",
+        )
 
 
 def choose(

@@ -31,6 +31,9 @@ FORMATS = (
 )
 """Names of formats that stand for a repo: `load_dataset("csv", data_files=...)` reads files of this disk."""
 
+VERIFICATION = "verification_mode"
+"""An argument beside the settings of formats, as in `datasets`."""
+
 _MAGIC = re.compile(r"[*?\[]")
 _OUTSIDE = re.compile(r"^(?:[A-Za-z][A-Za-z0-9+.-]*://|/|[A-Za-z]:[\\/])|(?:^|/)\.\.(?:/|$)|::")
 
@@ -73,9 +76,18 @@ def data_request(
         given_data_dir(ref, data_dir),
         None if features is None else given_features(features),
         builder,
-        _given_settings(settings or {}),
+        _given_settings({name: value for name, value in (settings or {}).items() if name != VERIFICATION}),
+        _checks_rows((settings or {}).get(VERIFICATION)),
         partial and not is_folder(ref.repo_id),  # the files of a folder are read where they lie, and all checked
     )
+
+
+def _checks_rows(mode: Any) -> bool:
+    """What `verification_mode` says, by name or as `datasets`' own. Only `no_checks` leaves anything out."""
+    name = str(getattr(mode, "value", mode or "basic_checks"))
+    if name not in ("all_checks", "basic_checks", "no_checks"):
+        raise UsageError(f"{VERIFICATION} is all_checks, basic_checks or no_checks, got {mode!r}")
+    return name != "no_checks"
 
 
 def _given_settings(settings: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:

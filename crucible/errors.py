@@ -12,7 +12,7 @@ CrucibleError
 │   ├── PullIncomplete                 some files of a repo came and some did not
 │   └── UnsafePath                     a repo path that would leave its folder
 ├── ConversionError                    a source file is not what its name says
-│   ├── CorruptFile  SchemaConflict  UnsupportedFormat
+│   ├── CorruptFile  SchemaConflict  UnsupportedFormat  RowsMismatch
 ├── StoreError (OSError)               this node's disk
 │   ├── DiskFull  StoreReadOnly  StoreVersion
 ├── ManifestError                      a manifest that is missing, altered or from another version
@@ -269,6 +269,22 @@ class UnsupportedFormat(ConversionError):
 
     def __str__(self) -> str:
         return f"{self.path}: no reader for this format; readable are {', '.join(self.known)}"
+
+
+class RowsMismatch(ConversionError):
+    """A card that declares other rows than the files have: files are missing, or the card is out of date."""
+
+    def __init__(self, repo: str, mismatches: Sequence[tuple[str, int, int]]) -> None:
+        """`mismatches` are (split, rows that the card declares, rows that there are)."""
+        super().__init__(repo, tuple(mismatches))
+        self.repo, self.mismatches = repo, tuple(mismatches)
+
+    def __str__(self) -> str:
+        said = ", ".join(f"{name} has {there:,} of {declared:,} rows" for name, declared, there in self.mismatches)
+        return (
+            f"{self.repo}: not the rows that its card declares in `dataset_info` ({said}); if the card is out of date, "
+            "load it with verification_mode='no_checks' (--set verification_mode=no_checks)"
+        )
 
 
 class StoreError(CrucibleError, OSError):

@@ -136,6 +136,8 @@ class DataRequest:
     """The format to read `data_files` as, of files that are no repo: no card counts, and nothing else is looked at."""
     settings: tuple[tuple[str, str], ...] = ()
     """(name, JSON value) of the reader's settings that the caller gives, before those of the card."""
+    check_rows: bool = True
+    """Hold splits and rows against those that the card declares. Changes no row, so it is no part of `variant`."""
     partial: bool = False
     """Bring only the ranges of `columns`, which no hash can vouch for."""
 

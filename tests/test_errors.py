@@ -20,6 +20,7 @@ PLAUSIBLE: dict[str, Any] = {
     "revision": "main",
     "path": "main/train-00000-of-00001.parquet",
     "known": ["main", "socratic"],
+    "mismatches": [("train", 7, 6)],
     "signed_in": True,
     "expected": "9f86d081884c7d659a2feaa0c55ad015",
     "actual": "60303ae22b998861bce3b28f33eec1be",
