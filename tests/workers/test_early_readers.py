@@ -194,8 +194,9 @@ def test_when_a_job_is_gone_for_good_the_reader_brings_the_rest_itself(
     assert [row["id"] for row in rows] == list(range(1, FILES * ROWS))
 
 
+@pytest.mark.parametrize("fails", [False, True])
 def test_readers_of_what_footers_do_not_tell_wait_for_the_end_of_the_job(
-    chat: FaultyHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    chat: FaultyHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: bool
 ) -> None:
     monkeypatch.setattr("crucible.cluster.early.MOST_FOOTERS", 0)
     coordinator = Coordinator(tmp_path / "coordinator")
@@ -206,6 +207,12 @@ def test_readers_of_what_footers_do_not_tell_wait_for_the_end_of_the_job(
         assert job is not None
         until(lambda: (job.readers.opening(REQUEST) or {}).get("state") == "whole")
         assert not opened.done()
+        if fails:
+            job.error = CorruptFile("data/train-1.parquet", "the footer", "not parquet")
+            coordinator.jobs.ended(job)
+            with pytest.raises(errors.PrefetchFailed, match=r"job one.*CorruptFile"):
+                opened.result(60)
+            return
         results = {item.index: coordinator.make(item, other) for item in coordinator.items}
         job.readers.finish(build_manifests(coordinator.prepared, results))
         coordinator.jobs.ended(job)
