@@ -1,4 +1,4 @@
-"""Rows as a training loop wants them: image columns as PIL images, JSON columns as the values they hold."""
+"""Rows as a training loop wants them: images as Pillow's, sounds as samples, JSON columns as the values they hold."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from crucible.errors import UsageError
+from crucible.audio import decode_audio
 from crucible.feature_types import Feature, features_of, is_struct, kind, parse_features
 from crucible.images import Claim, decode_image, unbounded
 
@@ -35,8 +35,8 @@ class Decoder:
 def decoder(features: str | None, schema: pa.Schema) -> Decoder | None:
     """What decodes rows of these features (else of those the schema means), or None when there is nothing to decode.
 
-    Class labels stay integers. Audio raises UsageError when a row is decoded, unless `decode` is False in its feature;
-    video and other files stay `{bytes, path}`.
+    Class labels stay integers. Audio without torchcodec raises UsageError when a row is decoded, unless `decode` is
+    False in its feature; video and other files stay `{bytes, path}`.
     """
     described: Mapping[str, Feature] = parse_features(features) if features is not None else features_of(schema)
     columns = {name: decode for name, feature in described.items() if (decode := _decode(name, feature)) is not None}
@@ -68,7 +68,7 @@ def _decode(column: str, feature: Feature) -> Decode | None:
     if what == "Image":
         return lambda value, claim: decode_image(value, mode=feature.get("mode"), column=column, claim=claim)
     if what == "Audio":
-        return lambda value, _claim: _refuse_audio(value, column)
+        return lambda value, _claim: decode_audio(value, feature, column)
     if what == "Json":
         return lambda value, _claim: json.loads(value) if isinstance(value, (str, bytes)) else value
     if what in ("List", "LargeList") and (inner := _decode(column, feature["feature"])) is not None:
@@ -82,12 +82,3 @@ def _decode(column: str, feature: Feature) -> Decode | None:
                 else {name: fields[name](one, claim) if name in fields else one for name, one in value.items()}
             )
     return None
-
-
-def _refuse_audio(value: Any, column: str) -> Any:
-    if value is None:
-        return None
-    raise UsageError(
-        f"column {column!r} is audio, which crucible carries and does not decode; `.decode(False)` gives its bytes and "
-        "path, and torchcodec (pip install torchcodec) reads samples from those: AudioDecoder(value['bytes'])"
-    )
