@@ -33,7 +33,7 @@ def rank_here(env: Mapping[str, str], modules: Mapping[str, Any] | None = None) 
     if place is None and env.get("WORLD_SIZE"):
         raise UsageError(
             "WORLD_SIZE and LOCAL_RANK are set but RANK is not, as Lightning's launcher leaves them: call shard() "
-            "where torch.distributed runs already, such as in setup() or train_dataloader(), or give it rank and world_size"
+            "where torch.distributed runs already, such as in setup(), or give it rank and world_size"
         )
     return place
 

@@ -17,7 +17,7 @@ from tests.fakes.shards import number_split
 
 ROWS = [9, 1, 30, 7, 0, 5]
 TOTAL = sum(ROWS)
-unhurried = settings(deadline=None, max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture])
+unhurried = settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture
@@ -100,6 +100,31 @@ def test_any_number_of_workers_and_ranks_goes_on_from_the_state_of_a_loader(
         assert position == TOTAL or len(seen) == position, "only the end is padded"
 
 
+@unhurried
+@given(st.data())
+def test_one_rank_of_seven_with_three_workers_restores_any_other_cluster(
+    stream: IterableDataset, data: st.DataObject
+) -> None:
+    """What all ranks read after it, put in the order of positions, is the rest of the uninterrupted epoch."""
+    everything = [row["id"] for row in stream]
+    rank, size, turns = data.draw(st.integers(0, 6)), data.draw(st.integers(1, 3)), data.draw(st.integers(0, 8))
+    team = Team(stream.shard(rank, 7).batch(size), 3)
+    team.take(turns)
+    state = state_of_loader(team.state())
+    start = state["position"]
+    assert start == min(TOTAL, 7 * size * turns)
+    for world in (1, 2, 5, 16):
+        size, workers = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 3))
+        rest: dict[int, int] = {}
+        for other in range(world):
+            mine = stream.shard(other, world).batch(size)
+            mine.load_state_dict(state)
+            rows = [row for batch in Team(mine, workers).take(TOTAL) for row in batch["id"]]
+            first = start + (other - start) % world
+            rest |= {first + world * number: row for number, row in enumerate(rows)}
+        assert [rest[position] for position in sorted(rest)] == everything[start:]
+
+
 def test_the_state_of_one_worker_is_for_that_worker(stream: IterableDataset) -> None:
     mine = stream.batch(4)
     team = Team(mine, 2)
@@ -123,6 +148,22 @@ def test_workers_that_did_not_deliver_in_turn_have_no_state_in_common(stream: It
         state_of_loader(rows.state() | {"_steps_since_snapshot": 1})
     with pytest.raises(UsageError, match="no state of a crucible dataset"):
         state_of_loader({"dataset_state": None})
+
+
+@pytest.mark.torch
+def test_accelerate_may_split_what_is_whole_and_not_what_is_split(stream: IterableDataset) -> None:
+    shard = pytest.importorskip("accelerate.data_loader").IterableDatasetShard
+    data = pytest.importorskip("torch.utils.data")
+    parts = [shard(stream, batch_size=4, num_processes=2, process_index=rank) for rank in range(2)]
+    seen = [row["id"] for part in parts for row in part]
+    assert set(seen) == set(range(TOTAL))
+    assert len(seen) < TOTAL + 8
+    for part in parts:
+        part.dataset = stream.shard(part.process_index, 2)
+        with pytest.raises(UsageError, match=r"leave this DataLoader out of Accelerator\.prepare"):
+            next(iter(part))
+        with pytest.raises(UsageError, match=r"rank . of 2 has its rows from shard"):
+            next(iter(data.DataLoader(part, batch_size=None)))
 
 
 @pytest.mark.torch
@@ -164,6 +205,19 @@ class TestStateful:
         mine = stream.batch(4)
         mine.load_state_dict(state or {})
         assert seen + batches(mine) == everything
+
+    def test_one_rank_of_seven_restores_two(self, stream: IterableDataset) -> None:
+        torchdata = pytest.importorskip("torchdata.stateful_dataloader")
+        loader = torchdata.StatefulDataLoader(stream.shard(3, 7).batch(2), batch_size=None, num_workers=3)
+        assert len([batch for _, batch in zip(range(2), loader)]) == 2
+        state = state_of_loader(loader.state_dict())
+        assert state["position"] == 28
+        rest = []
+        for rank in range(2):
+            mine = stream.shard(rank, 2).batch(3)
+            mine.load_state_dict(state)
+            rest += batches(torchdata.StatefulDataLoader(mine, batch_size=None, num_workers=2))
+        assert sorted(row for batch in rest for row in batch) == sorted([row["id"] for row in stream][28:])
 
     def test_an_epoch_that_was_gone_on_with_is_followed_by_the_next(self, stream: IterableDataset) -> None:
         """The workers load their states themselves; what their dataset is told later reaches them all the same."""
