@@ -218,6 +218,12 @@ def build_manifests(prepared: Prepared, done: Mapping[int, ItemResult]) -> tuple
         results = [done[offset + item.index] for item in items]
         offset += len(items)
         manifests.append(build_manifest(prepared, split.name, items, results))
+    check_rows(prepared, manifests)
+    return tuple(manifests)
+
+
+def check_rows(prepared: Prepared, manifests: Sequence[Manifest]) -> None:
+    """Raise RowsMismatch if the card declares other rows than the splits have, unless the request says not to look."""
     declared = [split.declared_rows for split in prepared.splits] if prepared.request.check_rows else []
     wrong = [
         (manifest.split, rows, manifest.rows)
@@ -226,7 +232,6 @@ def build_manifests(prepared: Prepared, done: Mapping[int, ItemResult]) -> tuple
     ]
     if wrong:
         raise RowsMismatch(prepared.repo.repo_id, wrong)
-    return tuple(manifests)
 
 
 def build_manifest(

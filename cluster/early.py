@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from crucible.cache.store import Store
-from crucible.cluster.drive import build_manifest
+from crucible.cluster.drive import build_manifest, check_rows
 from crucible.cluster.prepare import Prepared, footers
 from crucible.config import Settings
 from crucible.errors import ManifestError
@@ -42,7 +42,7 @@ def early_manifests(
     """One manifest a split, in their order; None where rows or types are known only once all is converted.
 
     None too where to ask for them is not worth it: for less than a shard, and for files so small that their footers are
-    as dear as they are. The footers are read once a node. Raises a TransferError, RepoError or ConversionError.
+    as dear as they are. The footers are read once a node. Raises what `prepare` does, RowsMismatch or CorruptFile.
     """
     items = [item for part in prepared.items for item in part]
     files, size = sum(len(item.files) for item in items), sum(item.size for item in items)
@@ -53,6 +53,7 @@ def early_manifests(
     name = digest_of({"commit": prepared.repo.revision, "config": prepared.config, "items": [i.key for i in items]})
     with store.lock(f"early-{name[:32]}"):
         if (known := _kept(store, name, prepared)) is not None:
+            check_rows(prepared, known)
             return known
         with open_repo(prepared.repo, settings, tally, governor) as repo:
             read = footers(repo, prepared.repo, tuple(file for item in items for file in item.files))
@@ -62,6 +63,7 @@ def early_manifests(
             if manifest is None:
                 return None
             made.append(manifest)
+        check_rows(prepared, made)
         store.write_small(f"{FOLDER}/{name}.json", canonical_json([one.to_dict() for one in made]))
     return tuple(made)
 

@@ -76,15 +76,16 @@ def item_shard_rows(paths: Iterable[Path], options: ReadOptions, shard_bytes: in
     if not known_from_footers(options):
         return None
     groups: list[RowGroup] = []
+    first: pa.Schema | None = None
     try:
         for path in paths:
             metadata = pq.read_metadata(path)
+            schema = plain_schema(metadata.schema.to_arrow_schema())
+            first = first or schema
+            if options.features is None and not schema.equals(first, check_metadata=True):
+                return None  # their shard is held until its schema is known: by bytes, because memory is bounded
             start, stop = options.param("row_groups", (0, metadata.num_row_groups))
-            groups += unpacked_groups(metadata, _schema(metadata), path.stat().st_size)[start:stop]
+            groups += unpacked_groups(metadata, schema, path.stat().st_size)[start:stop]
     except (pa.ArrowException, OSError, ValueError, CrucibleError):
         return None  # who reads the file says what is wrong with it
     return shard_rows(groups, shard_bytes)
-
-
-def _schema(metadata: pq.FileMetaData) -> pa.Schema:
-    return plain_schema(metadata.schema.to_arrow_schema())

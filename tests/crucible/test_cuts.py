@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from crucible.formats.cuts import known_from_footers, shard_rows, unpacked_groups
+from crucible.formats.cuts import item_shard_rows, known_from_footers, shard_rows, unpacked_groups
 from crucible.formats.footer import ParquetFooter, footer_tail, parse_footer
 from crucible.refs import ReadOptions
 from tests.workers.converting import run
@@ -80,6 +80,20 @@ def test_rows_of_fixed_width_count_with_what_they_take_however_little_their_page
     flat = pa.table({"n": pa.array([7] * 1_000_000)})
     pq.write_table(flat, tmp_path / "flat.parquet")
     assert sum(size for _, size in footer(tmp_path / "flat.parquet").unpacked) >= flat.nbytes
+
+
+def test_files_of_different_types_in_one_item_are_cut_by_what_they_decode_to(tmp_path: Path) -> None:
+    """Such a shard is held in memory until it is full, so what a footer does not tell must not make it big."""
+    text = pa.array(["x" * 100_000] * 200).dictionary_encode()
+    paths = [tmp_path / "a.parquet", tmp_path / "b.parquet"]
+    for path, kind in zip(paths, (pa.int32(), pa.int64()), strict=True):
+        pq.write_table(pa.table({"t": text, "n": pa.array(range(200), kind)}), path)
+    assert sum(path.stat().st_size for path in paths) < 1 << 20
+    assert item_shard_rows(paths, ReadOptions("parquet"), 1 << 20) is None
+    assert item_shard_rows(paths[:1], ReadOptions("parquet"), 1 << 20) == [200]
+    made = run(paths, ReadOptions("parquet"), tmp_path / "out", 1 << 20)
+    assert sum(shard.rows for shard in made) == 400
+    assert all(shard.size < 3 << 20 for shard in made)
 
 
 def test_filters_leave_rows_out_that_footers_count() -> None:

@@ -149,6 +149,17 @@ def test_columns_features_and_copies_in_other_processes(chat: FaultyHub) -> None
         crucible.load_dataset("org/chat", split="train", columns=["txet"], streaming=True)
 
 
+def test_rows_that_the_card_counts_otherwise_are_an_error_before_anything_moves(
+    chat: FaultyHub, tmp_path: Path
+) -> None:
+    card = "---\ndataset_info:\n  splits:\n  - name: train\n    num_examples: 7\n---\n"
+    chat.import_files("org/chat", {**parquet_files(tmp_path), "README.md": card.encode()})
+    for _ in range(2):  # and again where the footers are known
+        with pytest.raises(errors.RowsMismatch, match="train"):
+            crucible.load_dataset("org/chat", split="train", streaming=True)
+    assert whole_files(chat) == 0
+
+
 RANK = """
 import crucible, json, sys
 stream = crucible.load_dataset("org/chat", split="train", streaming=True).shuffle(seed=1)
