@@ -235,7 +235,8 @@ class Delivery:
         self._observe(TransferEvent("asking", self._file.path, source=source.name))
         with source.open(self._file, part.at, part.stop) as body:
             if self._first_byte_s is None:
-                self._first_byte_s = time.monotonic() - asked
+                # not what went by before it was asked: a turn of the governor's makes no source a far one
+                self._first_byte_s = body.answer_s if body.answer_s is not None else time.monotonic() - asked
             attempt.opened, attempt.cut = True, body.cut
             if not self._same_file(source.name, body):
                 return

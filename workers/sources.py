@@ -22,7 +22,7 @@ from crucible.errors import ChecksumMismatch, SizeMismatch, SourceUnavailable
 from crucible.hub import lfs, wire
 from crucible.hub.budget import read_limit
 from crucible.hub.client import resolve_url
-from crucible.hub.http import MAX_REDIRECTS, HubHttp, Refusal, named_error, origin, refusal_of, user_agent
+from crucible.hub.http import ANSWER_S, MAX_REDIRECTS, HubHttp, Refusal, named_error, origin, refusal_of, user_agent
 from crucible.refs import RepoRef, SourceFile
 from crucible.report import Tally
 
@@ -52,6 +52,8 @@ class Body:
     """The file's size in bytes, where the reply to a range says it."""
     cut: Callable[[], None] = lambda: None
     """End the reading from another thread: who waits for a chunk gets an error at once, not at its timeout."""
+    answer_s: float | None = None
+    """Seconds that the place the bytes come from took to begin its reply, where that is known: how far away it is."""
 
 
 class LinkExpired(Refusal):
@@ -105,7 +107,8 @@ def body_of(response: httpx.Response, file: SourceFile, start: int) -> Body:
     etag = str(response.headers.get("etag", ""))
     said = _CONTENT_RANGE.fullmatch(response.headers.get("content-range", ""))
     total = int(said[3]) if said is not None and said[3] != "*" else None
-    return Body(begins, wire.chunks(response), response.status_code == 200, etag, total, lambda: wire.cut(response))
+    whole, answer_s = response.status_code == 200, response.extensions.get(ANSWER_S)
+    return Body(begins, wire.chunks(response), whole, etag, total, lambda: wire.cut(response), answer_s)
 
 
 class HubSource:

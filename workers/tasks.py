@@ -88,19 +88,25 @@ def coordinator() -> Any:
         ) from error
 
 
-def settings_for(options: JobOptions, job: str) -> Settings:
-    """This node's settings for a job, with the job's token if the node has none for its Hub."""
+def settings_for(options: JobOptions, job: str, asked: Any = None) -> Settings:
+    """This node's settings for a job, with the job's token if the node has none for its Hub.
+
+    `asked` is the coordinator, where the caller has it already.
+    """
     settings = options.on_this_node()
     if settings.token is None:
-        given = ray.get(coordinator().credential.remote(job), timeout=ASK_TIMEOUT_S)
+        # never `ray.get` in a task: Ray then counts its CPU as free, starts another worker process (two seconds of
+        # imports) and gives that one the next item, so that a node works on more of them than it has CPUs
+        answer = (coordinator() if asked is None else asked).credential.remote(job)
+        given = answer.future().result(ASK_TIMEOUT_S)
         settings = replace(settings, token=Token(given) if given else None)
     return settings
 
 
 def _run_item(item: WorkItem, options: JobOptions, job: str, spare_url: str | None = None) -> ItemResult:
     """Do one item on whatever node this runs on. Retries are the coordinator's: it knows where else to go."""
-    settings = settings_for(options, job)
     reporter = _Reporter(job)
+    settings = settings_for(options, job, reporter.coordinator)
     store, tally = Store(settings.home), Tally()
     secret = load_secret(store)
     with ExitStack() as stack:
@@ -157,7 +163,7 @@ class _Reporter:
     """Tells the coordinator how many bytes arrived, at most twice a second, and never waits for an answer."""
 
     def __init__(self, job: str) -> None:
-        self._job, self._coordinator = job, coordinator()
+        self._job, self.coordinator = job, coordinator()
         self._lock = threading.Lock()
         self._unsent, self._sent_at = 0, time.monotonic()
 
@@ -176,7 +182,7 @@ class _Reporter:
 
         def tell(shard: ShardInfo) -> None:
             if item.size > item.shard_bytes // 2:  # a smaller one hardly has a second shard: it is done as soon
-                self._coordinator.made.remote(self._job, node, item.key, shard)
+                self.coordinator.made.remote(self._job, node, item.key, shard)
 
         return tell
 
@@ -184,4 +190,4 @@ class _Reporter:
         with self._lock:
             size, self._unsent, self._sent_at = self._unsent, 0, time.monotonic()
         if size:
-            self._coordinator.arrived.remote(self._job, size)
+            self.coordinator.arrived.remote(self._job, size)

@@ -40,6 +40,8 @@ from crucible.report import Tally
 RETRIED = frozenset({408, 429, 500, 502, 503, 504})
 """Statuses that say "not now". Every other 4xx says "not you" or "not this", and asking again cannot help."""
 MAX_REDIRECTS = 20
+ANSWER_S = "crucible.answer_s"
+"""Extension of a streamed reply: seconds from the request to the head of the reply, without the wait for a turn."""
 REDIRECT_BYTES = 8 << 10
 """A redirect with a longer body, or one without a length, ends its connection."""
 T = TypeVar("T")
@@ -114,8 +116,10 @@ class HubHttp:
             sent["authorization"] = "Bearer " + self.settings.token
         try:
             with self.governor.request(bucket_of(url, self.settings.endpoint)) as replied:
+                asked = time.monotonic()
                 self.tally.add(**{"hub_requests" if own else "cdn_requests": 1})
                 with self._client.stream(method, url, headers=sent, content=content) as response:
+                    response.extensions[ANSWER_S] = time.monotonic() - asked
                     replied(response.status_code, response.headers)
                     yield response
                     if response.is_redirect:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import signal
@@ -195,3 +196,38 @@ def test_prefetch_says_that_a_task_on_some_node_waits_for_the_hub(strict: Counti
     strict.faults.clear()
     assert done.returncode == 0, done.stderr
     assert re.search(r"org/rows: Hub asks to wait: \d s \(resolvers, 0 of 500 left\)", done.stderr)
+
+
+class SlowCoordinator:
+    """Answers the first that asks when a second one asks too, or after a while."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    async def credential(self, job: str) -> str:
+        self.asked += 1
+        for _ in range(40):
+            if self.asked > 1:
+                break
+            await asyncio.sleep(0.1)
+        return f"{job} with {self.asked} at once"
+
+
+def ask_for_the_token(asked: Any) -> str:
+    from crucible.config import node_settings
+    from crucible.workers.tasks import JobOptions, settings_for
+
+    return str(settings_for(JobOptions.of(node_settings()), "x", asked).token)
+
+
+def test_a_task_that_asks_for_the_token_keeps_its_cpu(nodes: Nodes) -> None:
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    first, slow = (ray.remote(num_cpus=0)(SlowCoordinator).remote() for _ in range(2))
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    # each is all of its node: one that began while another waits would be a third process on two CPUs
+    task = ray.remote(num_cpus=2, max_retries=0, scheduling_strategy=here)(ask_for_the_token)
+    ray.get([task.options(num_cpus=1).remote(first) for _ in range(2)], timeout=120)  # two processes are there then
+    told = ray.get([task.remote(slow) for _ in range(2)], timeout=120)
+    assert sorted(told) == ["x with 1 at once", "x with 2 at once"]
