@@ -11,6 +11,7 @@ import io
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from json import JSONDecodeError
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ _TYPE_CHANGED = re.compile(r"JSON parse error: Column\((.*)\) changed from", re.
 _NULL = re.compile(rb"\s*null")
 _ROW = re.compile(r"in row (\d+)")
 _SPACE = re.compile(r"[ \t\r\n]*")
+_LINE = re.compile(rb"[^\r\n]+")
 
 
 def read_json(
@@ -84,12 +86,14 @@ class _Recoded(io.RawIOBase):
         return len(part)
 
 
-def _chunks(file: io.BufferedReader, name: str, field: str | None, parser: _Parser, limits: Limits) -> Iterator[bytes]:
+def _chunks(
+    file: io.BufferedReader, name: str, field: str | None, parser: _Parser, limits: Limits
+) -> Iterator[bytes | bytearray]:
     """Whole lines of JSON, about CHUNK bytes at a time, whichever form the file has."""
     if field is not None:
         yield from _lines_of(_as_rows(field_values(file, name, field, limits)))
         return
-    first = file.read(CHUNK)
+    first = _read(file)
     if first.lstrip()[:1] == b"[":
         yield from _lines_of(_as_rows(_values(io.BytesIO(first), file, name, limits, array=True)))
         return
@@ -100,15 +104,23 @@ def _chunks(file: io.BufferedReader, name: str, field: str | None, parser: _Pars
         yield from _lines_of(_values(io.BytesIO(first), file, name, limits, array=False))
         return
     chunk = first
+    del first  # or it would be held to the end of the file
     while chunk:
         yield chunk
-        chunk = file.read(CHUNK)
+        chunk = _read(file)
         chunk += rest_of_line(file, name, limits) if chunk else b""
 
 
-def _is_lines(chunk: bytes) -> bool:
+def _read(file: io.BufferedReader) -> bytearray:
+    """The next CHUNK bytes, less at the end. They are read to where they stay: a fresh copy costs a chunk's pages."""
+    chunk = bytearray(CHUNK)
+    del chunk[file.readinto(chunk) :]
+    return chunk
+
+
+def _is_lines(chunk: bytes | bytearray) -> bool:
     """True when the first line that is not blank is a whole value by itself."""
-    line = next((line for line in chunk.splitlines() if line.strip()), b"")
+    line = next((found[0] for found in _LINE.finditer(chunk) if found[0].strip()), b"")
     try:
         json.loads(line)
     except (ValueError, RecursionError):
@@ -198,29 +210,31 @@ class _Parser:
         self.schema: pa.Schema | None = None
         self.rows = 0
 
-    def batches(self, chunks: Iterable[bytes], threads: int = 1) -> Iterator[pa.RecordBatch]:
+    def batches(self, chunks: Iterable[bytes | bytearray], threads: int = 1) -> Iterator[pa.RecordBatch]:
         for number, (chunk, parsed) in enumerate(made_in_order(chunks, self._parse_early, min(threads, _PARSERS))):
             if chunk.isspace():
                 continue
             if number == 0 and self.compare_keys:
-                self._find_mixed(chunk)
+                parsed = cache(parsed)
+                if not _keys_agree(parsed):
+                    self._find_mixed(chunk)
             table = self._table(chunk, parsed)
             for batch in table.combine_chunks().to_batches():
                 yield self._settle(batch)
             self.rows += table.num_rows
 
-    def _find_mixed(self, chunk: bytes) -> None:
+    def _find_mixed(self, chunk: bytes | bytearray) -> None:
         try:
             rows = [json.loads(line) for line in chunk.splitlines()]
         except (ValueError, RecursionError):
             return  # not one value a line: left to pyarrow, as in `datasets`
         self.paths |= mixed.mixed_paths(rows)
 
-    def _parse_early(self, chunk: bytes) -> pa.Table | None:
+    def _parse_early(self, chunk: bytes | bytearray) -> pa.Table | None:
         """The chunk as it is; None where columns are known that it is not parsed as it is for, or it is blank."""
         return None if self.paths or chunk.isspace() else _parse(chunk)
 
-    def _table(self, chunk: bytes, parsed: Callable[[], pa.Table | None]) -> pa.Table:
+    def _table(self, chunk: bytes | bytearray, parsed: Callable[[], pa.Table | None]) -> pa.Table:
         """Parse, and let fields that turn out to have no common type become JSON text."""
         while True:
             text = self._encode(chunk) if self.paths else chunk
@@ -241,14 +255,14 @@ class _Parser:
         schema = schema_of(features)
         return pa.Table.from_batches([cast_batch(b, schema, self.name) for b in table.to_batches()], schema)
 
-    def _encode(self, chunk: bytes) -> bytes:
+    def _encode(self, chunk: bytes | bytearray) -> bytes:
         rows = list(self._loaded(chunk))
         for path in self.paths:
             rows = [mixed.encode(row, path) for row in rows]
         return "\n".join(map(dump_json, rows)).encode("utf-8", "surrogatepass")
 
-    def _loaded(self, chunk: bytes) -> Iterator[Any]:
-        for number, line in enumerate(chunk.splitlines()):
+    def _loaded(self, chunk: bytes | bytearray) -> Iterator[Any]:
+        for number, line in enumerate(bytes(chunk).splitlines()):
             if line.strip():
                 try:
                     yield json.loads(line)
@@ -275,7 +289,30 @@ class _Parser:
             return cast_batch(batch, self.schema, self.name)
 
 
-def _parse(text: bytes) -> pa.Table:
+def _keys_agree(parsed: Callable[[], pa.Table | None]) -> bool:
+    """True when Arrow's columns show that all structs of a field have the same keys: then no row need be looked at.
+
+    A key that is not there is a null. So is one whose value is null, which only the rows can tell from that. Rows cost
+    four times what Arrow's columns do, and the first ten megabytes are all of many a file.
+    """
+    try:
+        table = parsed()
+    except (pa.ArrowException, UnicodeError, ValueError):
+        return False
+    return table is not None and all(_is_uniform(chunk) for column in table.columns for chunk in column.chunks)
+
+
+def _is_uniform(array: pa.Array) -> bool:
+    type_ = array.type
+    if pa.types.is_list(type_):
+        return _is_uniform(array.flatten())
+    if not pa.types.is_struct(type_):
+        return True
+    children = array.flatten()
+    return bool(children) and all(child.null_count == array.null_count and _is_uniform(child) for child in children)
+
+
+def _parse(text: bytes | bytearray) -> pa.Table:
     """One block, because pyarrow refuses a value that straddles two; no threads, because a task has one core.
 
     Raises ValueError for text that is not UTF-8: pyarrow would hand it on as a string, to be met by whoever reads it.
@@ -287,7 +324,7 @@ def _parse(text: bytes) -> pa.Table:
         text = b"{}\n" + text
     options = arrow_json.ReadOptions(block_size=max(len(text), 1), use_threads=False)
     try:
-        table = whole_lists(arrow_json.read_json(io.BytesIO(text), read_options=options))
+        table = whole_lists(arrow_json.read_json(pa.BufferReader(text), read_options=options))
     except pa.ArrowException as error:
         if not first:
             raise
@@ -296,13 +333,13 @@ def _parse(text: bytes) -> pa.Table:
     return table.slice(1) if first else table
 
 
-def _check_utf8(text: bytes) -> None:
+def _check_utf8(text: bytes | bytearray) -> None:
     """Raises ValueError. Arrow checks without making a str of it, which for a long row would be four times as big."""
     ends = pa.array([0, len(text)], pa.int64()).buffers()[1]
     try:
         pa.Array.from_buffers(pa.large_binary(), 1, [None, ends, pa.py_buffer(text)]).cast(pa.large_string())
     except pa.ArrowInvalid:
-        for row, line in enumerate(text.split(b"\n")):
+        for row, line in enumerate(bytes(text).split(b"\n")):
             try:
                 line.decode()
             except UnicodeError as error:

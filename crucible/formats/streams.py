@@ -38,6 +38,7 @@ _MAGIC = (
 )
 _ENDINGS = ((".gz", "gzip"), (".gzip", "gzip"), (".bz2", "bz2"), (".xz", "xz"), (".zst", "zstd"), (".lz4", "lz4"))
 _BUFFER = 1 << 20
+_PIECE = 1 << 18
 
 
 def compression_of(path: Path, name: str) -> str | None:
@@ -121,7 +122,8 @@ class _Checked(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         try:
-            data = self._inner.read(len(buffer))
+            # no more at once: what is read is copied once, and a piece of this size needs no fresh memory each time
+            data = self._inner.read(min(len(buffer), _PIECE))
         except _DAMAGE as error:
             if isinstance(error, OSError) and error.errno:
                 raise  # the disk, not the file

@@ -10,6 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from crucible.feature_types import features_of
+from crucible.formats.mixed import json_paths, mixed_paths
 from crucible.formats.nulls import whole_lists
 from crucible.formats.read import read_file
 from crucible.refs import ReadOptions
@@ -47,3 +49,22 @@ def test_what_is_whole_is_left_alone(tmp_path: Path) -> None:
 
     table = pa.table({"a": [[1], [None]], "b": [{"c": ["x"]}, None]})
     assert whole_lists(table) is table
+
+
+INNER = st.none() | st.integers(-5, 5)
+STRUCTS = st.none() | st.dictionaries(st.sampled_from("pq"), INNER, max_size=2)
+NESTED = st.one_of(
+    STRUCTS, st.none() | st.lists(STRUCTS, max_size=3), st.none() | st.dictionaries(st.just("s"), STRUCTS)
+)
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.lists(st.dictionaries(st.sampled_from("xy"), NESTED, max_size=2), min_size=1, max_size=4))
+def test_structs_become_text_where_their_keys_differ_in_the_rows(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[Any]
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "structs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    schemas = [batch.schema for batch in read_file(path, path.name, ReadOptions("json"))]
+    told = json_paths(features_of(schemas[0])) if schemas else set()
+    assert told == mixed_paths(rows)
