@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from scripts.bench import corpora
 from scripts.bench.links import HERE, Processes, Server, loopback
-from scripts.bench.transfer import ended_by_signals, machine, say, warm
+from scripts.bench.transfer import ended_by_signals, machine, say
 
 MB = 10**6
 METHODS: dict[str, tuple[str, int]] = {
@@ -71,9 +71,8 @@ class Row:
             "walls_s": [round(run["wall_s"], 3) for run in self.runs],
             "mb_per_s": round(self.source_bytes / MB / self.median("wall_s"), 1),
             "start_s": round(self.median("start_s"), 2),
-            # what Ray's processes use is counted nowhere near the one that waits for them
-            "cpu_s": None if "prefetch" in self.method else round(self.median("cpu_s"), 2),
-            "peak_mb": None if "prefetch" in self.method else round(max(run["peak_mb"] for run in self.runs), 1),
+            "cpu_s": round(self.median("cpu_s"), 2),
+            "peak_mb": round(max(run["peak_mb"] for run in self.runs), 1),
             "times_datasets": None if best is None else round(best / self.median("wall_s"), 2),
             "digest": self.runs[0]["digest"],
         }
@@ -83,9 +82,14 @@ def run_once(row: Row, repo: str, server: Server, scratch: Path, processes: Proc
     """One run: fresh homes, the method, the comparison, and a disk that is quiet again for the next."""
     folder = scratch / "run"
     folder.mkdir()
-    warm(folder / "warm", SPACE * row.source_bytes)
     method, workers = METHODS[row.method]
-    spec = {"method": method, "repo": repo, "workers": workers, "profile": str(profile) if profile else None}
+    spec = {
+        "method": method,
+        "repo": repo,
+        "workers": workers,
+        "warm": SPACE * row.source_bytes,
+        "profile": str(profile) if profile else None,
+    }
     try:
         argv = [sys.executable, str(HERE / "ingest_client.py"), json.dumps(spec)]
         ended = processes.run([argv], env=environment(server.endpoint, folder))

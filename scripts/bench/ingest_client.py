@@ -1,10 +1,14 @@
 """One timed ingest in a process of its own, with homes of its own: start first, then the clock, then the comparison.
 
-    ingest_client.py '{"method": "load_dataset" | "prefetch" | "datasets", "repo": "bench/t", "workers": 2}'
+    ingest_client.py '{"method": "load_dataset" | "prefetch" | "datasets", "repo": "bench/t", "workers": 2, "warm": 0}'
 
 Prints one line of JSON: `start_s` (imports, and for `prefetch` the start of Ray, of its workers and of our agent),
-`wall_s` of the ingest itself, `cpu_s` of the whole process with its children, `peak_mb` of the biggest process,
-`rows`, and `digest` of all rows in order, which is equal for equal rows whoever made them.
+`wall_s` of the ingest itself, `cpu_s` of all processes that this one started (Ray's own and its workers too) and of
+itself, `peak_mb` of the biggest of them, `rows`, and `digest` of all rows in order, which is equal for equal rows
+whoever made them.
+
+`warm` bytes are written and removed when everything has started, right before the clock: what a virtual machine has
+not written for some seconds it has given back to its host, and Ray starts for longer than that.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -111,13 +116,44 @@ def _buffers(batch: Any) -> Iterator[Any]:
         yield from (buffer for buffer in column.buffers() if buffer is not None)
 
 
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def family() -> list[Path]:
+    """The folder in /proc of this process and of all that descend from it."""
+    children: dict[str, list[str]] = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            children.setdefault(_fields(folder)[1], []).append(folder.name)
+    found, todo = [], [str(os.getpid())]
+    while todo:
+        found.append(Path("/proc") / (pid := todo.pop()))
+        todo += children.get(pid, [])
+    return found
+
+
+def _fields(folder: Path) -> list[str]:
+    """What /proc says of a process, from its state on: the name before that may hold anything."""
+    return (folder / "stat").read_text().rpartition(")")[2].split()
+
+
 def cpu_s() -> float:
+    """Of all that run, and of those that have ended and were waited for; where there is no /proc without Ray's."""
+    total = 0.0
+    for folder in family():
+        with suppress(OSError):
+            total += sum(map(int, _fields(folder)[11:15])) / TICKS
     both = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(used.ru_utime + used.ru_stime for used in both)
+    return total or sum(used.ru_utime + used.ru_stime for used in both)
 
 
 def peak_mb() -> float:
+    """Of the biggest process at its biggest."""
     both = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    for folder in family():
+        with suppress(OSError):
+            lines = dict(line.split(":", 1) for line in (folder / "status").read_text().splitlines())
+            both.append(int(lines.get("VmHWM", "0").split()[0]))
     return max(both) / 1024
 
 
@@ -125,6 +161,10 @@ def main(spec: Spec) -> None:
     begun = time.perf_counter()
     ingest = METHODS[spec["method"]](spec)
     start_s = time.perf_counter() - begun
+    if spec.get("warm"):
+        from scripts.bench.transfer import warm
+
+        warm(Path(os.environ["HF_HOME"]).with_name("warm"), spec["warm"])
     cpu = cpu_s()
     if spec.get("profile"):
         from scripts.bench.sampling import profiled
