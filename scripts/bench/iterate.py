@@ -9,7 +9,7 @@ writes the corpus in its own form first. Then each measurement is a fresh proces
 clock starts and reads until its rows or its seconds are over, the libraries interleaved round by round so that a busy
 neighbour slows them alike. Printed are medians, all runs and ratios; quote ratios. `limit` is pyarrow's own conversion
 to Python objects, 1,000 rows at a time, with nothing around it. `resume` is from a loaded state to the next row of a
-shuffled epoch, at ten places, in ms.
+shuffled epoch of t, at ten places, in ms.
 
 --work   t (chat rows), i (JPEG images)
 """
@@ -147,7 +147,7 @@ class Bench:
                 except RuntimeError as error:
                     say(self._options, f"{row.library} is left out of {row.case}: {error}")
                     rows.remove(row)
-        return rows + (self._resumes(work) if self._options.case in "resume" else [])
+        return rows + (self._resumes(work) if work == "t" and self._options.case in "resume" else [])
 
     def _resumes(self, work: str) -> list[Row]:
         rows = [Row(work, "resume", library) for library in RESUMES if library in self.libraries]
