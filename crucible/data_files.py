@@ -18,6 +18,7 @@ from crucible.errors import UsageError
 from crucible.hub.client import is_folder, repo_ref
 from crucible.refs import DataRequest, RepoRef
 from crucible.splits import is_split_name, parse_split
+from crucible.urls import hub_place, one_repo
 
 Patterns: TypeAlias = tuple[tuple[str, tuple[str, ...]], ...]
 """(split, patterns), in order."""
@@ -59,7 +60,11 @@ def data_request(
     """Check the arguments that name data. Raises UsageError."""
     builder = ""
     if repo in FORMATS and (data_files is not None or data_dir is not None):
-        builder, (repo, data_files, data_dir) = repo, _of_this_disk(data_files, data_dir)
+        builder = repo
+        if (there := _of_the_hub(data_files, data_dir, revision)) is not None:
+            repo, revision, data_files = there
+        else:
+            repo, data_files, data_dir = _of_this_disk(data_files, data_dir)
     if columns is not None and (not columns or isinstance(columns, str)):
         raise UsageError(f"columns must be a list of column names, got {columns!r}")
     if partial and columns is None:
@@ -158,6 +163,18 @@ def given_data_dir(repo: RepoRef, value: str | os.PathLike[str] | None) -> str:
     return "/".join(part for part in folder.split("/") if part not in ("", "."))
 
 
+def _of_the_hub(
+    data_files: DataFiles | None, data_dir: str | None, revision: str | None
+) -> tuple[str, str | None, DataFiles] | None:
+    """(repo, revision, patterns in it) of addresses on the Hub; None for paths. Raises UsageError for several repos."""
+    splits = _splits_of(data_files) if data_files is not None and data_dir is None else ()
+    found = one_repo((pattern for _, patterns in splits for pattern in patterns), revision)
+    if found is None:
+        return None
+    places = {split: [place for one in patterns if (place := hub_place(one))] for split, patterns in splits}
+    return (*found, {split: [place.path for place in many] for split, many in places.items()})
+
+
 def _of_this_disk(data_files: DataFiles | None, data_dir: str | None) -> tuple[str, DataFiles, str | None]:
     """(folder, patterns relative to it, no data_dir) for files anywhere on this disk: the deepest folder with all."""
     here = os.path.abspath(os.path.expanduser(data_dir or ""))
@@ -179,7 +196,10 @@ def literal_folder(pattern: str) -> str:
 
 def _local(pattern: str) -> str:
     if "://" in pattern or "::" in pattern:
-        raise UsageError(f"{pattern!r} is not a path on this disk; download it first, or name the repo it is in")
+        raise UsageError(
+            f"{pattern!r} is neither a path on this disk nor an address in a dataset repo (hf://datasets/...); no hash "
+            "vouches for files from elsewhere, so download it first"
+        )
     return pattern
 
 
@@ -191,8 +211,14 @@ def _inside(repo: RepoRef, pattern: str) -> str:
             pattern = pattern.removeprefix(root).lstrip("/") if is_outside(root) else pattern
             break
     if is_outside(pattern):
+        elsewhere = hub_place(given)
         raise UsageError(
-            f"{given!r} is outside {repo.repo_id}; give a path or a pattern relative to the repo. Files from elsewhere "
-            "(URLs, other repos) are not read; put them into a folder, and load that"
+            f"{given!r} is outside {repo.repo_id}; give a path or a pattern relative to the repo. "
+            + (
+                f"To read files of another repo, load {elsewhere.repo!r}, or name their format in place of a repo: "
+                f"load_dataset('csv', data_files={given!r})"
+                if elsewhere is not None
+                else "Files from elsewhere (URLs) are not read, as no hash vouches for them; put them into a folder, and load that"
+            )
         )
     return pattern
