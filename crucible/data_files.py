@@ -218,7 +218,7 @@ def _inside(repo: RepoRef, pattern: str) -> str:
                 f"To read files of another repo, load {elsewhere.repo!r}, or name their format in place of a repo: "
                 f"load_dataset('csv', data_files={given!r})"
                 if elsewhere is not None
-                else "Files from elsewhere (URLs) are not read, as no hash vouches for them; put them into a folder, and load that"
+                else "Files from elsewhere (URLs) are not read: no hash vouches for them; download them, and load that"
             )
         )
     return pattern
