@@ -5,13 +5,18 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
+import re
+import signal
+import subprocess
+import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from crucible.dataset import IterableDataset
+from crucible.dataset import Dataset, IterableDataset
 from crucible.torching import Line
 from tests.fakes.shards import number_split
 
@@ -41,9 +46,16 @@ def epoch(of: IterableDataset, number: int) -> list[list[int]]:
     return batches(alone)
 
 
-def left() -> tuple[list[str], list[Any], int]:
-    """What outlives a loop when it should not: names in /dev/shm, children, threads."""
-    return sorted(os.listdir("/dev/shm")), multiprocessing.active_children(), threading.active_count()
+def shared() -> set[str]:
+    """Names of memory in /dev/shm that nobody will take away: their process is this one, or is no more."""
+    named = {name: re.match(r"(?:torch_|pym-)(\d+)", name) for name in os.listdir("/dev/shm")}
+    pids = {name: int(match[1]) for name, match in named.items() if match}
+    return {name for name, pid in pids.items() if pid == os.getpid() or not Path(f"/proc/{pid}").exists()}
+
+
+def left() -> tuple[set[str], list[Any], int]:
+    """What outlives a loop when it should not: shared memory, children, threads."""
+    return shared(), multiprocessing.active_children(), threading.active_count()
 
 
 class TestEpochs:
@@ -145,3 +157,92 @@ class TestEpochs:
         line.open()
         assert line.board is not None
         assert pickle.loads(pickle.dumps(line)).board is None, "only a process that is being started gets it"
+
+
+class TestLoaders:
+    def test_a_loader_may_make_the_batches(self, data: Any, stream: IterableDataset) -> None:
+        """Each row comes once; a batch is of one worker's rows, which are every second one here."""
+        alone = [row["id"] for row in stream]
+        seen = [batch["id"].tolist() for batch in data.DataLoader(stream, batch_size=8, num_workers=2)]
+        assert seen[:4] == [alone[0:16:2], alone[1:16:2], alone[16:32:2], alone[17:32:2]]
+        assert sorted(row for batch in seen for row in batch) == sorted(alone)
+
+    def test_a_rank_asked_for_in_a_worker_is_the_rank(
+        self, data: Any, stream: IterableDataset, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("RANK", "1")
+        monkeypatch.setenv("WORLD_SIZE", "3")
+
+        class Wrapped(data.IterableDataset):  # type: ignore[misc]
+            def __iter__(self) -> Any:
+                return iter(stream.shard().batch(8))
+
+        seen = batches(data.DataLoader(Wrapped(), batch_size=None, num_workers=2))
+        assert seen == batches(stream.shard(1, 3).batch(8))
+
+    def test_a_table_has_a_distributed_sampler(self, data: Any, tmp_path: Path) -> None:
+        table = Dataset(*number_split(tmp_path, ROWS, batch_rows=16))
+        sampler = pytest.importorskip("torch.utils.data.distributed").DistributedSampler
+        seen: list[int] = []
+        for rank in range(2):
+            mine = sampler(table, num_replicas=2, rank=rank, shuffle=True, seed=1, drop_last=True)
+            loader = data.DataLoader(table, batch_size=8, sampler=mine, num_workers=1)
+            seen += [row for batch in loader for row in batch["id"].tolist()]
+        assert len(seen) == len(set(seen)) == TOTAL // 2 * 2
+
+
+_LOOP = """
+import pickle, sys
+import torch.utils.data as data
+rows = pickle.load(open(sys.argv[1], "rb")).with_format("torch").batch(8)
+loader = data.DataLoader(rows, batch_size=None, num_workers=2, persistent_workers=True)
+while True:
+    for number, batch in enumerate(loader):
+        if number == 3:
+            print(*(worker.pid for worker in loader._iterator._workers), flush=True)
+"""
+
+
+class TestLeftBehind:
+    def test_a_loop_that_is_left_leaves_nothing(self, data: Any, stream: IterableDataset) -> None:
+        before = left()
+        tensors = stream.with_format("torch").batch(8)
+        for _ in data.DataLoader(tensors, batch_size=None, num_workers=2):
+            break
+        running = iter(data.DataLoader(tensors, batch_size=None, num_workers=2, persistent_workers=True))
+        next(running)
+        del running
+        running = (batch["no such column"] for batch in data.DataLoader(tensors, batch_size=None, num_workers=2))
+        with pytest.raises(KeyError):
+            next(running)
+        del running
+        alone = iter(tensors)
+        next(alone)
+        del alone
+        assert left() == before
+
+    def test_ctrl_c_leaves_nothing(self, data: Any, stream: IterableDataset, tmp_path: Path) -> None:
+        """It goes to all processes of a terminal: the loop and its workers."""
+        packed = tmp_path / "stream.pickle"
+        packed.write_bytes(pickle.dumps(stream))
+        root = Path(__file__).resolve().parents[2]
+        command = [sys.executable, "-c", _LOOP, str(packed)]
+        before = shared()
+        with subprocess.Popen(
+            command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        ) as loop:
+            try:
+                assert loop.stdout is not None
+                workers = [int(pid) for pid in loop.stdout.readline().split()]
+                assert len(workers) == 2
+                os.killpg(loop.pid, signal.SIGINT)
+                said = loop.communicate(timeout=60)[1]
+            finally:
+                loop.kill()
+        assert loop.returncode != 0
+        assert "KeyboardInterrupt" in said
+        until = time.monotonic() + 30
+        while any(Path(f"/proc/{pid}").exists() for pid in workers) and time.monotonic() < until:
+            time.sleep(0.05)
+        assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
+        assert shared() == before
