@@ -22,7 +22,10 @@ from tests.fakes.shards import number_split
 
 ROWS = [50, 1, 30, 7, 100, 5]
 TOTAL = sum(ROWS)
-pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore:This DataLoader will create")]
+pytestmark = [
+    pytest.mark.torch,
+    pytest.mark.filterwarnings("ignore:This DataLoader will create", "ignore:.*use of fork.*:DeprecationWarning"),
+]
 
 
 @pytest.fixture

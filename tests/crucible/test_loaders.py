@@ -125,6 +125,24 @@ def test_one_rank_of_seven_with_three_workers_restores_any_other_cluster(
         assert [rest[position] for position in sorted(rest)] == everything[start:]
 
 
+@pytest.mark.parametrize("start", [0, 5])
+def test_batches_counted_since_a_state_make_the_next(stream: IterableDataset, start: int) -> None:
+    """What a loop over a plain DataLoader does, whose dataset does not move: here on 2, then 3, then 1 ranks."""
+    stream.set_epoch(4)
+    everything = [row["id"] for row in stream]
+    state = stream.state_after(start)
+    seen = []
+    for world, size, count in ((2, 3, 2), (3, 4, 1), (1, 50, 1)):
+        for rank in range(world):
+            mine = stream.shard(rank, world).batch(size)
+            mine.load_state_dict(state)
+            seen += [row for _, batch in zip(range(count), mine) for row in batch["id"]]
+        state = stream.shard(0, world).batch(size).state_after(count, state)
+        assert state["epoch"] == 4
+        assert sorted(seen) == sorted(everything[start : state["position"]])
+    assert state["position"] == TOTAL
+
+
 def test_the_state_of_one_worker_is_for_that_worker(stream: IterableDataset) -> None:
     mine = stream.batch(4)
     team = Team(mine, 2)
