@@ -20,6 +20,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.conftest import FOREIGN
@@ -96,9 +97,18 @@ class Nodes:
         self.cluster.wait_for_nodes()
 
     def kill_node(self, number: int) -> None:
-        """SIGKILL the raylet and all its workers, as a power cut would."""
+        """SIGKILL the raylet and all its workers, as a power cut would.
+
+        The workers too: on a busy machine they take seconds to notice that their raylet is gone, and work on.
+        """
         assert number >= SHARED, "the others need this one after this test"
-        self.cluster.remove_node(self.nodes[number], allow_graceful=False)
+        node = self.nodes[number]
+        (raylet,) = node.all_processes["raylet"]
+        process = psutil.Process(raylet.process.pid)
+        for each in (process, *process.children(recursive=True)):
+            with suppress(psutil.NoSuchProcess):
+                each.kill()
+        self.cluster.remove_node(node, allow_graceful=False)
 
     def leave(self) -> None:
         """Kill the nodes that joined, those that are left of them, and wait until Ray knows."""

@@ -86,7 +86,7 @@ def test_a_node_that_dies_with_a_big_file_costs_the_hub_what_was_in_flight(
     hub.add("slow", origin="cdn", piece=32 << 10, wait=0.15)  # a file takes over 10 s: longer than a kill does
     job = Background(nodes.address)
     deadline = time.monotonic() + WAIT_S
-    while not midway(nodes.homes[2]) and time.monotonic() < deadline:
+    while not midway(nodes.homes[2], nodes.homes[:2]) and time.monotonic() < deadline:
         time.sleep(0.02)
     nodes.kill_node(2)
     left = [path for path in (nodes.homes[2] / "raw").glob("*") if path.name.endswith(".incomplete")]
@@ -103,7 +103,13 @@ def test_a_node_that_dies_with_a_big_file_costs_the_hub_what_was_in_flight(
     assert ids == list(range(3 * ROWS))
 
 
-def midway(home: Path) -> bool:
-    """True when the journal in a store has several finished ranges."""
-    journals = [path.read_bytes() for path in (home / "raw").glob("*.journal.incomplete")]
-    return any(journal.count(b"\n") > 4 for journal in journals)
+def midway(home: Path, others: list[Path]) -> bool:
+    """True when several ranges of a file are finished in a store, and have come to another one too."""
+    spares = [lines(other) for other in others]
+    return any(count > 4 and any(spare[oid] > 4 for spare in spares) for oid, count in lines(home).items())
+
+
+def lines(home: Path) -> Counter[str]:
+    """How long the journal of each file is that is on its way into a store: a line, and one for each range."""
+    journals = (home / "raw").glob("*.journal.incomplete")
+    return Counter({path.name.partition(".")[0]: path.read_bytes().count(b"\n") for path in journals})
