@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -111,5 +112,8 @@ def midway(home: Path, others: list[Path]) -> bool:
 
 def lines(home: Path) -> Counter[str]:
     """How long the journal of each file is that is on its way into a store: a line, and one for each range."""
-    journals = (home / "raw").glob("*.journal.incomplete")
-    return Counter({path.name.partition(".")[0]: path.read_bytes().count(b"\n") for path in journals})
+    found = Counter[str]()
+    for path in (home / "raw").glob("*.journal.incomplete"):
+        with suppress(FileNotFoundError):  # its file has just become whole
+            found[path.name.partition(".")[0]] = path.read_bytes().count(b"\n")
+    return found
