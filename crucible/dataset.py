@@ -27,7 +27,7 @@ from crucible.reading import Leaf, UnitReader, block_of, read_blocks
 from crucible.shaping import Delivery, Shaped
 from crucible.share import End, Share, check_end
 from crucible.streams import Repeated, Shuffled, Source, Stream, Walk, check_exact, slice_of
-from crucible.torching import Line, torch_class, worker
+from crucible.torching import torch_class, worker
 from crucible.view import View
 
 if TYPE_CHECKING:
@@ -53,10 +53,10 @@ class IterableDataset(Shaped, Placed):
     def __init__(self, manifest: Manifest, source: ShardSource) -> None:
         self._begin((Leaf(manifest, source, View()),), Source(manifest.order_id, shard_rows(manifest)), Delivery())
 
-    def _begin(self, leaves: tuple[Leaf, ...], stream: Stream, out: Delivery, epoch: int = 0) -> None:
+    def _begin(self, leaves: tuple[Leaf, ...], stream: Stream, out: Delivery, *place: Any) -> None:
         self._leaves, self._stream, self._out = leaves, stream, out
         self._walk: tuple[Stream, int, Walk] | None = None
-        self._placed(epoch)
+        self._placed(*place)
         self._single: UnitReader | None = None
 
     @classmethod
@@ -325,9 +325,9 @@ class IterableDataset(Shaped, Placed):
         return IterableDataset.of(self._leaves, stream, self._out, self._epoch)
 
     def _with(self, leaves: tuple[Leaf, ...], out: Delivery) -> IterableDataset:
-        made = IterableDataset.of(leaves, self._stream, out)
+        made = IterableDataset.__new__(IterableDataset)
+        made._begin(leaves, self._stream, out, self._epoch, self._resume_at)
         made._walk = self._walk
-        made._placed(self._epoch, self._resume_at)
         return made
 
     # --- pickling, and torch ---
@@ -335,19 +335,15 @@ class IterableDataset(Shaped, Placed):
     def __reduce__(self) -> tuple[Any, ...]:
         # Maps stay behind: the process that unpickles opens its own.
         place = (self._epoch, self._resume_at, self._progress.position, self._line)
-        return _unpickle, (self._leaves, self._stream, self._out, place)
+        return _unpickle, (self._leaves, self._stream, self._out, *place)
 
     @property  # type: ignore[misc]
     def __class__(self) -> type:
-        shown = torch_class(IterableDataset)
-        if shown is not IterableDataset:
-            self._line.open()
-        return shown
+        self._line.open()
+        return torch_class(IterableDataset)
 
 
-def _unpickle(
-    leaves: tuple[Leaf, ...], stream: Stream, out: Delivery, place: tuple[int, int | None, int, Line]
-) -> IterableDataset:
-    made = IterableDataset.of(leaves, stream, out)
-    made._placed(*place)
+def _unpickle(leaves: tuple[Leaf, ...], stream: Stream, out: Delivery, *place: Any) -> IterableDataset:
+    made = IterableDataset.__new__(IterableDataset)
+    made._begin(leaves, stream, out, *place)
     return made

@@ -28,12 +28,16 @@ class Placed:
     def _name(self) -> str:
         raise NotImplementedError
 
-    def _placed(self, epoch: int, resume_at: int | None = None, position: int = 0, line: Line | None = None) -> None:
+    def _placed(
+        self, epoch: int = 0, resume_at: int | None = None, position: int = 0, line: Line | None = None
+    ) -> None:
         """In `epoch`; the next iteration starts at `resume_at`, a loaded position, if there is one."""
         self._epoch = epoch
         self._resume_at = resume_at
         self._progress = Progress.at(position if resume_at is None else resume_at)
         self._line = line or (Line() if resume_at is None else Line(told=1, loaded=1))
+        if line is None:
+            self._line.open()  # already now, as torch does not look at a dataset that is inside another
         self._proof: Proof | None = None
 
     def _worker(self) -> tuple[int, int]:

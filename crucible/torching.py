@@ -46,8 +46,8 @@ class Word(NamedTuple):
 class Line:
     """From a dataset to its copies in DataLoader workers that live on when its epoch is set, or a state is loaded.
 
-    Workers that persist keep the copy they were started with. So a dataset that torch has looked at has a page of
-    memory in common with the copies that are forked, or spawned, from then on. A copy looks at it when it begins an
+    Workers that persist keep the copy they were started with. So where torch is loaded, a dataset has a page of memory
+    in common with the copies that are forked, or spawned, from it. A copy looks at it when it begins an
     iteration, but not its first: what it was started with is then the truth, and the page may be ahead of it.
 
     A loaded position is for one iteration. Where each epoch has new workers, the dataset they are copies of does not
@@ -62,24 +62,19 @@ class Line:
         self.loaded = loaded
         """At which of these the position was loaded that is to be taken; 0 if only this copy knows of it, or none."""
         self.board = board
-        """Where this process tells, or the one that it has the dataset from."""
-        self._above: Board | None = None
-        """Where that one tells, when this process has a page of its own."""
+        """Where this process tells; in a worker, where the process tells that started it."""
         self._begun_in = 0
 
     def open(self) -> None:
-        """Torch looks at the dataset, as it does each time before it starts workers: they will have a page in common.
+        """Have a page, if this process may start workers: torch is loaded, and no worker itself, which are daemons.
 
-        A process that was forked with the dataset gets a page of its own, as it may start workers itself. Whether it is
-        a worker is not known at this point: torch looks at the dataset once more there before it says so.
+        A process that was forked with the dataset gets a page of its own: it is told things by itself, and so are its
+        siblings. So this is called whenever torch looks at the dataset, as it does before it starts workers.
         """
-        if self.board is None or self.board.pid != os.getpid():
-            self._above, self.board = self.board, Board()
-
-    @property
-    def _source(self) -> Board | None:
-        """In a worker: where it is told things."""
-        return self._above if self.board is not None and self.board.pid == os.getpid() else self.board
+        if "torch.utils.data" not in sys.modules or (self.board is not None and self.board.pid == os.getpid()):
+            return
+        if not sys.modules["multiprocessing.process"].current_process().daemon:
+            self.board = Board()
 
     def tell(self, now: Callable[[], tuple[Mapping[str, Any], bool]], *, loads: bool) -> None:
         """Epoch or position were set; if anybody can hear it, `now` says to which, as a Word does.
@@ -89,6 +84,7 @@ class Line:
         if _worker_info() is not None:  # only this copy was told; what the dataset is told later still counts
             self.loaded = 0 if loads else self.loaded
             return
+        self.open()
         self.told += 1
         self.loaded = self.told if loads else self.loaded
         if self.board is not None and self.board.pid == os.getpid():
@@ -100,10 +96,9 @@ class Line:
     def hear(self) -> Word | None:
         """What was told since. Asked when an iteration begins."""
         first, self._begun_in = self._begun_in != os.getpid(), os.getpid()
-        board = self._source
-        if first or board is None or _worker_info() is None:
+        if first or self.board is None or _worker_info() is None:
             return None
-        told, loaded, state = board.read() or (self.told, 0, {})
+        told, loaded, state = self.board.read() or (self.told, 0, {})
         if told == self.told:
             return None
         resumes = loaded > self.told
@@ -112,8 +107,7 @@ class Line:
 
     def take(self) -> bool:
         """Whether the loaded position is still to be taken: by this process, or by the workers that it is one of."""
-        info = _worker_info()
-        board = self.board if info is None else self._source
+        info, board = _worker_info(), self.board
         if not self.loaded or board is None or (info is None and board.pid != os.getpid()):
             return True
         # What the workers of one iterator have in common, and no others: the seed that torch drew for them.

@@ -154,12 +154,25 @@ class TestEpochs:
             one.join(60)
         assert seen == {number: [epoch(stream, number + turn) for turn in range(3)] for number in (0, 10)}
 
-    def test_nothing_is_shared_until_torch_looks(self, stream: IterableDataset) -> None:
+    def test_a_dataset_inside_another_hears_too(self, data: Any, stream: IterableDataset) -> None:
+        class Wrapped(data.IterableDataset):  # type: ignore[misc]
+            def __init__(self) -> None:
+                self.inner = stream.batch(8)
+
+            def __iter__(self) -> Any:
+                return iter(self.inner)
+
+        wrapped = Wrapped()
+        loader = data.DataLoader(wrapped, batch_size=None, num_workers=2, persistent_workers=True)
+        for number in range(2):
+            wrapped.inner.set_epoch(number)
+            assert batches(loader) == epoch(stream, number)
+
+    def test_only_a_process_that_is_being_started_has_the_page_in_common(self, data: Any) -> None:
         line = Line()
-        assert pickle.loads(pickle.dumps(line)).board is None
         line.open()
         assert line.board is not None
-        assert pickle.loads(pickle.dumps(line)).board is None, "only a process that is being started gets it"
+        assert pickle.loads(pickle.dumps(line)).board is None
 
 
 class TestLoaders:
