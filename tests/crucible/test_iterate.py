@@ -37,13 +37,15 @@ class TestTakingRows:
     @given(
         rows=st.lists(st.integers(1, 60), min_size=1, max_size=12),
         batch_rows=st.sampled_from([None, 1, 7, 64]),
+        big=st.booleans(),
         data=st.data(),
     )
     def test_any_rows_come_in_the_order_asked_for(
-        self, tmp_path: Path, rows: list[int], batch_rows: int | None, data: st.DataObject
+        self, tmp_path: Path, rows: list[int], batch_rows: int | None, big: bool, data: st.DataObject
     ) -> None:
         manifest, source = number_split(tmp_path, rows, batch_rows=batch_rows)
         reader = ShardReader(manifest, source)
+        reader._row_bytes = 1 << 20 if big else 1  # big rows are gathered in another way
         wanted = data.draw(st.lists(st.integers(0, sum(rows) - 1), max_size=80, unique=True))
         table = reader.take(np.array(wanted, dtype=np.int64))
         assert ids_of(table) == wanted
@@ -61,6 +63,18 @@ class TestTakingRows:
         assert pa.total_allocated_bytes() == before
         assert table.column("id").num_chunks == 10
         assert ids_of(table) == list(range(500, 9_500))
+
+    @pytest.mark.parametrize("size", [10, 20_000])
+    def test_scattered_rows_are_copied_into_one_piece_whatever_their_size(self, tmp_path: Path, size: int) -> None:
+        texts = [f"{row:03}" + "x" * size for row in range(100)]
+        narrow = pa.table({"text": texts[:50]})
+        wide = pa.table({"text": pa.array(texts[50:]), "n": pa.array(range(50))})
+        manifest, source = write_split(tmp_path, [narrow, wide], schema=wide.schema, batch_rows=20)
+        wanted = np.random.default_rng(2).permutation(100)
+        table = ShardReader(manifest, source).take(wanted)
+        assert table.column("text").num_chunks == 1
+        assert table.column("text").to_pylist() == [texts[row] for row in wanted]
+        assert table.column("n").to_pylist() == [row - 50 if row >= 50 else None for row in wanted.tolist()]
 
     def test_rows_outlive_the_file(self, tmp_path: Path) -> None:
         manifest, source = number_split(tmp_path, [100])
