@@ -16,7 +16,10 @@ pc: Any = pyarrow.compute  # its functions are made at run time, which no type c
 
 
 def plain_schema(schema: pa.Schema) -> pa.Schema:
-    """The schema with the file's own features, or those its types mean."""
+    """The schema with the file's own features, or those its types mean. Raises ValueError for two columns of a name."""
+    if len(names := schema.names) != len(set(names)):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"two columns are called {twice!r}")
     return schema_of(features_of(schema))
 
 

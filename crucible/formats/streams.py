@@ -113,7 +113,7 @@ def decompressed(content: bytes, compression: str, name: str, limits: Limits) ->
 class _Checked(io.RawIOBase):
     """A raw stream that turns a decompressor's complaints into CorruptFile with the offset of the last good byte."""
 
-    def __init__(self, inner: IO[bytes] | Any, name: str) -> None:
+    def __init__(self, inner: Any, name: str) -> None:
         super().__init__()
         self._inner, self._path, self._offset = inner, name, 0
 
@@ -123,15 +123,15 @@ class _Checked(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         try:
             # no more at once: what is read is copied once, and a piece of this size needs no fresh memory each time
-            data = self._inner.read(min(len(buffer), _PIECE))
+            # into the buffer: pyarrow's `read` loses the memory it took when the stream turns out to be damaged
+            size = int(self._inner.readinto(memoryview(buffer)[:_PIECE]))
         except _DAMAGE as error:
             if isinstance(error, OSError) and error.errno:
                 raise  # the disk, not the file
             problem = "ends in the middle of its compressed data" if _is_short(error) else f"cannot be read ({error})"
             raise CorruptFile(self._path, f"byte {self._offset:,} of its decompressed data", problem) from error
-        buffer[: len(data)] = data
-        self._offset += len(data)
-        return len(data)
+        self._offset += size
+        return size
 
     def close(self) -> None:
         if not self.closed:

@@ -11,6 +11,8 @@ import gzip
 import io
 import json
 import lzma
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -260,6 +262,18 @@ def test_a_null_that_is_the_first_row_is_a_row_of_nulls(
     assert f"row {len(content.split())}" in broken.says or b"{" in content
 
 
+def test_two_columns_of_one_name_are_told(reader: Reader, tmp_path: Path) -> None:
+    table = pa.table([[1], ["x"]], names=["a", "a"])
+    out = io.BytesIO()
+    pq.write_table(table, out)
+    stream = io.BytesIO()
+    with pa.ipc.new_stream(stream, table.schema) as writer:
+        writer.write_table(table)
+    for key, content in (("parquet", out), ("arrow stream", stream)):
+        found = read(reader, tmp_path, CASES[key], content.getvalue())
+        assert (found.error, "two columns are called 'a'" in found.says) == ("CorruptFile", True)
+
+
 def test_no_byte_of_a_parquet_footer_ends_the_process(reader: Reader, tmp_path: Path) -> None:
     """pyarrow ends it where `column(n)` is asked for on some of these."""
     out = io.BytesIO()
@@ -284,6 +298,39 @@ def test_a_folder_with_a_damaged_file_opens_or_tells(key: str, reader: Reader, t
         assert found.error is None or case.name in found.says or "repo" in found.says
 
     check()
+
+
+LEAK = """
+import sys
+from pathlib import Path
+from crucible.errors import CorruptFile
+from crucible.formats.read import read_file
+from crucible.refs import ReadOptions
+
+def taken():
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmData:"))
+    return int(line.split()[1]) << 10
+
+for rounds in (20, 100):
+    before = taken()
+    for _ in range(rounds):
+        try:
+            list(read_file(Path(sys.argv[1]), "a.txt.zst", ReadOptions("text")))
+        except CorruptFile:
+            continue
+        sys.exit("it was read")
+print(taken() - before)
+"""
+
+
+def test_a_damaged_stream_leaves_nothing_behind(tmp_path: Path) -> None:
+    """It left what it was to be read into, which after 20,000 files was all the memory that a process may have."""
+    (tmp_path / "a.txt.zst").write_bytes(compressed("zst", TEXT)[:-9])
+    child = subprocess.run(
+        [sys.executable, "-c", LEAK, str(tmp_path / "a.txt.zst")], capture_output=True, text=True, timeout=60
+    )
+    assert child.returncode == 0, child.stderr
+    assert int(child.stdout) < 4 << 20
 
 
 def bombs() -> dict[str, tuple[str, bytes]]:
