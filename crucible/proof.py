@@ -104,8 +104,8 @@ class Proof:
                     padded += len(mine) - int(valid[here].sum())
                     mine = mine[valid[here]]
                 found = found.plus(sum_of(mine, self._keys))
-                filtered += _taken(self._filtered, stop, self._first, valid)
-                skipped += _taken(self._skipped, stop, self._first, valid)
+                filtered += _taken(self._filtered, stop, self._first, len(ids), valid)
+                skipped += _taken(self._skipped, stop, self._first, len(ids), valid)
                 if stop < self._first + len(ids):
                     break
                 self._first += len(ids)
@@ -130,9 +130,9 @@ class Proof:
             self._file.close()
 
 
-def _taken(places: deque[int], stop: int, first: int, valid: Any) -> int:
-    """How many places before `stop` are of a block that begins with `first`, and no padding; they are forgotten."""
-    end = stop if valid is None else min(stop, first + len(valid))
+def _taken(places: deque[int], stop: int, first: int, length: int, valid: Any) -> int:
+    """How many places before `stop` are of a block of `length` from `first`, and no padding; they are forgotten."""
+    end = min(stop, first + length)
     count = 0
     while places and places[0] < end:
         place = places.popleft()
