@@ -106,13 +106,14 @@ def measure(options: argparse.Namespace, scratch: Path) -> list[dict[str, Any]]:
             made[name] = corpora.make("t", scratch / name, rows, files)
             corpora.warm(scratch / name)
         os.sync()
-        runs: dict[str, list[dict[str, Any]]] = {method: [] for method in METHODS}
+        chosen = [method for method in METHODS if method in ("one shard", "whole", *options.only)]
+        runs: dict[str, list[dict[str, Any]]] = {method: [] for method in chosen}
         with (
             loopback(processes).open({"kind": "hub", "root": str(scratch / "corpus" / "hub")}) as corpus,
             loopback(processes).open({"kind": "hub", "root": str(scratch / "one" / "hub")}) as one,
         ):
             for number in range(options.rounds):
-                for method in METHODS:
+                for method in chosen:
                     say(options, f"round {number + 1}: {method}")
                     server, (repo, size) = (one, made["one"]) if method == "one shard" else (corpus, made["corpus"])
                     folder = scratch / "run"
@@ -125,7 +126,7 @@ def measure(options: argparse.Namespace, scratch: Path) -> list[dict[str, Any]]:
                     finally:
                         shutil.rmtree(folder, ignore_errors=True)
                         os.sync()
-    assert len({run["first"] for method in METHODS[1:] for run in runs[method]}) == 1, "all began with the same row"
+    assert len({run["first"] for method in chosen[1:] for run in runs[method]}) == 1, "all began with the same row"
     middle = {method: statistics.median(run["wall_s"] for run in found) for method, found in runs.items()}
     return [
         {
@@ -144,6 +145,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--full", action="store_true", help="576k rows in 12 files")
+    parser.add_argument("--only", default=",".join(METHODS), help="comma list of methods beside one shard and whole")
     parser.add_argument("--rows", type=int, help="so many rows in four files")
     parser.add_argument("--scratch", type=Path, help="where to write; default is the temporary folder")
     parser.add_argument("--json", action="store_true", help="a line for the machine, then a line for each method")
@@ -151,6 +153,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--client", choices=METHODS, help=argparse.SUPPRESS)
     parser.add_argument("--repo", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
+    options.only = options.only.split(",")
+    if unknown := set(options.only) - set(METHODS):
+        parser.error(f"no such method: {', '.join(sorted(unknown))}; there are: {', '.join(METHODS)}")
     if options.client:
         print(json.dumps(first_batch(options.client, options.repo)), flush=True)
         return
