@@ -7,7 +7,7 @@ objects as soon as they are read, and the functions see them in the order of the
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -20,7 +20,8 @@ from crucible.manifest import Manifest
 from crucible.order import Int64s
 from crucible.output import SKIPPED, Format, OnBad, Output, shifted
 from crucible.share import VALID, Share
-from crucible.steps import Filter, LeftOut, Row, Rows, Step, as_columns, columns_after, merged, run_steps
+from crucible.stepped import Rated, Told, Turn, one_by_one, together, turns
+from crucible.steps import LeftOut, Row, Step, as_columns, columns_after
 from crucible.streams import Walk
 from crucible.view import Split, View, ViewReader, shown_features
 
@@ -231,22 +232,25 @@ class UnitReader:
             yield table.slice(start, share.unit), shifted(bad, start)
 
     def _each(self, block: Block, *, mask: bool) -> Iterator[Any]:
-        made, at = self._made(block, 0, mask=mask), 0
-        for owner in range(len(block.ids)):
-            if at < len(made.owners) and made.owners[at] == owner:
-                yield self._last.finish(made.rows[at])
-                at += 1
-            else:
+        finish, at = self._last.finish, 0
+        if self._own_steps or mask or together(self._steps) > 1:
+            turns_ = self._made(block, 0, mask=mask)
+            made: Iterator[tuple[int, Row]] = (one for turn in turns_ for one in zip(turn.made.owners, turn.made.rows))
+        else:
+            made = one_by_one(self._whole(block), self._told(block, 0))
+        for owner, row in made:
+            while at < owner:
                 yield SKIPPED
+                at += 1
+            yield finish(row)
+            at += 1
+        for _ in range(at, len(block.ids)):
+            yield SKIPPED
 
     def _each_batch(self, block: Block, share: Share, walk: Walk, total: int) -> Iterator[Any]:
         mask, size = share.end == "mask", share.unit
-        made, at = self._made(block, size, mask=mask), 0
-        for unit in range(-(-len(block.ids) // size)):
-            stop = at
-            while stop < len(made.rows) and made.owners[stop] // size == unit:
-                stop += 1
-            rows, at = made.rows[at:stop], stop
+        for turn in self._made(block, size, mask=mask):
+            rows = turn.made.rows
             if share.padded and len(rows) < size:
                 spare = self._padding(walk, total) | ({VALID: False} if mask else {})
                 rows = [*rows, *([spare] * (size - len(rows)))]
@@ -268,66 +272,43 @@ class UnitReader:
 
     # --- with functions of the user's ---
 
-    def _made(self, block: Block, unit: int, *, mask: bool) -> Rows:
-        """The rows of a block after all steps. Their owners are places in the block."""
-        ids, bad = block.ids, self._bad(block, unit)
-        left_out = self._left_out(block, unit)
+    def _made(self, block: Block, unit: int, *, mask: bool) -> Iterator[Turn]:
+        """The rows of a block after all steps, when they are asked for. Their owners are places in the block."""
+        ids = block.ids
         if self._own_steps:
-            parts = []
-            for number, here, local in self._by_leaf(ids):
-                leaf, table = self._leaves[number], self._readers[number].take(local)
-                parts.append(self._run(leaf.steps, table, here, leaf.read, bad, unit, left_out))
-            made = run_steps(self._steps, merged(parts), unit, left_out)
+            parts = [
+                Rated(leaf.steps, self._readers[number].take(local), here, partial(self._python, leaf.read))
+                for number, here, local in self._by_leaf(ids)
+                for leaf in (self._leaves[number],)
+            ]
+            made = turns(parts, self._steps, len(ids), unit, self._told(block, unit))
         else:
-            places = np.arange(len(ids))
-            made = self._run(self._steps, self.take(ids), places, self._features, bad, unit, left_out)
-        if mask:
-            for row, owner in zip(made.rows, made.owners):
+            made = turns([self._whole(block)], None, len(ids), unit, self._told(block, unit))
+        return self._marked(made, block) if mask else made
+
+    def _whole(self, block: Block) -> Rated:
+        places = np.arange(len(block.ids))
+        return Rated(self._steps, self.take(block.ids), places, partial(self._python, self._features))
+
+    @staticmethod
+    def _marked(made: Iterator[Turn], block: Block) -> Iterator[Turn]:
+        for turn in made:
+            for row, owner in zip(turn.made.rows, turn.made.owners):
                 if VALID in row:
                     raise _two_of(VALID)
                 row[VALID] = block.valid is None or bool(block.valid[owner])
-        return made
+            yield turn
 
-    def _run(
-        self,
-        steps: Sequence[Step],
-        table: pa.Table,
-        places: Int64s,
-        features: Mapping[str, Feature],
-        bad: OnBad,
-        unit: int,
-        left_out: LeftOut | None,
-    ) -> Rows:
-        """`steps` on a table whose row i stands at `places[i]` of the block.
-
-        Filters in front that name their columns see nothing else, so what they leave out is never decoded.
-        """
-        for step in steps:
-            if not isinstance(step, Filter) or step.call.columns is None:
-                break
-            names = list(dict.fromkeys(step.call.columns))
-            missing = [name for name in names if name not in table.column_names]
-            if missing:
-                raise UsageError(f"filter: no column {missing[0]!r}; there are: {', '.join(table.column_names)}")
-            seen = self._python(table.select(names), places, {name: features[name] for name in names}, bad)
-            kept = np.flatnonzero(np.isin(places, run_steps([step], seen, unit, left_out).owners))
-            table, places, steps = table.take(pa.array(kept)), places[kept], steps[1:]
-        return run_steps(steps, self._python(table, places, features, bad), unit, left_out)
-
-    def _left_out(self, block: Block, unit: int) -> LeftOut | None:
+    def _told(self, block: Block, unit: int) -> Told:
         proof, first = self._proof, block.first_unit * max(1, unit)
-        return None if proof is None else lambda owners: proof.left_out([first + one for one in owners], skipped=False)
+        if proof is None:
+            return Told(_Place(self._leaves, self._stops, block.ids), self._bad(block, unit), None)
+        left_out: LeftOut = lambda owners: proof.left_out([first + one for one in owners], skipped=False)  # noqa: E731
+        return Told(_Place(self._leaves, self._stops, block.ids), self._bad(block, unit), left_out)
 
-    def _python(self, table: pa.Table, places: Int64s, features: Mapping[str, Feature], bad: OnBad) -> Rows:
-        output = self._output(self._given, features, table.schema)
-        rows, owners = [], []
-        for owner, row in zip(
-            places.tolist(), output.rows(table, lambda number, error: bad(int(places[number]), error))
-        ):
-            if row is not SKIPPED:
-                rows.append(row)
-                owners.append(owner)
-        return Rows(rows, owners)
+    def _python(self, features: Mapping[str, Feature], schema: pa.Schema) -> Output:
+        """What makes what functions are given, of these columns."""
+        return self._output(self._given, {name: features[name] for name in schema.names}, schema)
 
     def _padding(self, walk: Walk, total: int) -> Row:
         """What fills a batch of which filters left too little: the first row of the epoch that they let pass."""
@@ -335,7 +316,7 @@ class UnitReader:
             ids = walk.rows(np.arange(start, min(total, start + FIRST_BLOCK_ROWS)))
             self._proof, proof = None, self._proof  # what is tried here is not handed out
             try:
-                made = self._made(Block(ids, None, 0), len(ids), mask=False)
+                made = next(self._made(Block(ids, None, 0), len(ids), mask=False)).made
             finally:
                 self._proof = proof
             if made.rows:
@@ -344,6 +325,26 @@ class UnitReader:
         if self._spare is None:
             raise UsageError("the filters let no row of the epoch pass, so there is none to fill a batch with")
         return self._spare
+
+
+class _Place:
+    """The rows of a block, by their places in it."""
+
+    def __init__(self, leaves: Sequence[Leaf], stops: Int64s, ids: Int64s) -> None:
+        self._leaves, self._stops, self._ids = leaves, stops, ids
+
+    def _at(self, owner: int) -> tuple[Leaf, int]:
+        row = int(self._ids[owner])
+        number = int(np.searchsorted(self._stops, row, side="right"))
+        return self._leaves[number], row - (int(self._stops[number - 1]) if number else 0)
+
+    def index(self, owner: int) -> int:
+        return self._at(owner)[1]
+
+    def said(self, owners: Sequence[int]) -> str:
+        leaf, row = self._at(owners[0])
+        more = f" and {len(owners) - 1} more that it was given" if len(owners) > 1 else ""
+        return f"row {row:,} of {leaf.name}{more}"
 
 
 def _two_of(name: str) -> UsageError:

@@ -9,12 +9,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from crucible.errors import UsageError
 
 Row = dict[str, Any]
 LeftOut = Callable[[Iterable[int]], None]
+
+
+class Place(Protocol):
+    """What owners stand for."""
+
+    def index(self, owner: int) -> int:
+        """The row's number in its split."""
+        ...
+
+    def said(self, owners: Sequence[int]) -> str:
+        """Which rows these are, in words, and where they come from."""
+        ...
 
 
 class Rows(NamedTuple):
@@ -34,11 +46,15 @@ class Call:
     keywords: Mapping[str, Any] = field(default_factory=dict)
     batch: int | None = None
     """It is given dicts of lists of at most so many rows; None: a row at a time."""
+    indices: bool = False
+    """It is told the row's number in its split too, or those of the rows, after its other positional arguments."""
 
-    def __call__(self, given: Mapping[str, Any]) -> Any:
-        if self.columns is None:
-            return self.function(given, **self.keywords)
-        return self.function(*(self.column(given, name) for name in self.columns), **self.keywords)
+    def __call__(self, given: Mapping[str, Any], owners: Sequence[int], place: Place) -> Any:
+        arguments = [given] if self.columns is None else [self.column(given, name) for name in self.columns]
+        if self.indices:
+            numbers = [place.index(owner) for owner in owners]
+            arguments.append(numbers[0] if self.batch is None else numbers)
+        return self.function(*arguments, **self.keywords)
 
     @staticmethod
     def column(given: Mapping[str, Any], name: str) -> Any:
@@ -59,21 +75,29 @@ class Map:
     remove: tuple[str, ...] = ()
     """Columns of the row that go; a column that the function returns stays, whatever its name."""
 
-    def apply(self, given: Rows, unit: int) -> Rows:
+    def apply(self, given: Rows, unit: int, place: Place) -> Rows:
         if self.call.batch is not None:
-            return _joined(self._batch(part) for part in batches(given, self.call.batch, unit))
-        return Rows([self._row(row) for row in given.rows], given.owners)
+            return _joined(self._batch(part, place) for part in batches(given, self.call.batch, unit))
+        return Rows([self.one(row, owner, place) for row, owner in zip(given.rows, given.owners)], given.owners)
 
-    def _row(self, row: Row) -> Row:
-        made = self.call(row)
+    def one(self, row: Row, owner: int, place: Place) -> Row:
+        try:
+            made = self.call(row, (owner,), place)
+        except Exception as error:
+            _note(error, "map", self.call, (owner,), place)
+            raise
         if made is not None and not isinstance(made, Mapping):
             raise UsageError(f"map: {self.call.name} has to return a dict (or None), and returned {_kind(made)}")
         kept = {name: value for name, value in row.items() if name not in self.remove}
         return {**kept, **(made or {})}
 
-    def _batch(self, given: Rows) -> Rows:
+    def _batch(self, given: Rows, place: Place) -> Rows:
         columns = as_columns(given.rows)
-        made = self.call(columns)
+        try:
+            made = self.call(columns, given.owners, place)
+        except Exception as error:
+            _note(error, "map", self.call, given.owners, place)
+            raise
         if made is not None and not isinstance(made, Mapping):
             raise UsageError(f"map: {self.call.name} has to return a dict of lists, and returned {_kind(made)}")
         made = made or {}
@@ -98,13 +122,24 @@ class Filter:
 
     call: Call
 
-    def apply(self, given: Rows, unit: int) -> Rows:
+    def apply(self, given: Rows, unit: int, place: Place) -> Rows:
         if self.call.batch is not None:
-            return _joined(self._batch(part) for part in batches(given, self.call.batch, unit))
-        return _kept(given, [bool(self.call(row)) for row in given.rows])
+            return _joined(self._batch(part, place) for part in batches(given, self.call.batch, unit))
+        return _kept(given, [self.one(row, owner, place) is not None for row, owner in zip(given.rows, given.owners)])
 
-    def _batch(self, given: Rows) -> Rows:
-        said = list(self.call(as_columns(given.rows)))
+    def one(self, row: Row, owner: int, place: Place) -> Row | None:
+        try:
+            return row if self.call(row, (owner,), place) else None
+        except Exception as error:
+            _note(error, "filter", self.call, (owner,), place)
+            raise
+
+    def _batch(self, given: Rows, place: Place) -> Rows:
+        try:
+            said = list(self.call(as_columns(given.rows), given.owners, place))
+        except Exception as error:
+            _note(error, "filter", self.call, given.owners, place)
+            raise
         if len(said) != len(given.rows):
             raise UsageError(f"filter: {self.call.name} got {len(given.rows)} rows and answered for {len(said)}")
         return _kept(given, [bool(one) for one in said])
@@ -116,10 +151,11 @@ class Pick:
 
     columns: Mapping[str, str]
 
-    def apply(self, given: Rows, unit: int) -> Rows:  # noqa: ARG002
-        return Rows(
-            [{new: Call.column(row, old) for old, new in self.columns.items()} for row in given.rows], given.owners
-        )
+    def apply(self, given: Rows, unit: int, place: Place) -> Rows:  # noqa: ARG002
+        return Rows([self.one(row) for row in given.rows], given.owners)
+
+    def one(self, row: Row, *_: Any) -> Row:
+        return {new: Call.column(row, old) for old, new in self.columns.items()}
 
 
 @dataclass(frozen=True)
@@ -128,14 +164,14 @@ class Rename:
 
     columns: Mapping[str, str | None]
 
-    def apply(self, given: Rows, unit: int) -> Rows:  # noqa: ARG002
-        made = []
-        for row in given.rows:
-            for old in self.columns:
-                Call.column(row, old)
-            named = {name: self.columns.get(name, name) for name in row}
-            made.append({new: row[old] for old, new in named.items() if new is not None})
-        return Rows(made, given.owners)
+    def apply(self, given: Rows, unit: int, place: Place) -> Rows:  # noqa: ARG002
+        return Rows([self.one(row) for row in given.rows], given.owners)
+
+    def one(self, row: Row, *_: Any) -> Row:
+        for old in self.columns:
+            Call.column(row, old)
+        named = {name: self.columns.get(name, name) for name in row}
+        return {new: row[old] for old, new in named.items() if new is not None}
 
 
 Step = Map | Filter | Pick | Rename
@@ -163,16 +199,16 @@ def columns_after(names: Sequence[str] | None, steps: Sequence[Step]) -> dict[st
     return known
 
 
-def run_steps(steps: Sequence[Step], given: Rows, unit: int, left_out: LeftOut | None = None) -> Rows:
+def run_steps(steps: Sequence[Step], given: Rows, unit: int, place: Place, left_out: LeftOut | None = None) -> Rows:
     """The rows after all steps. Rows are batched inside units of `unit` owners (0: over them, for rows one by one).
 
     `left_out` is told the owners of which a filter let nothing pass.
 
-    Raises what a function raises, and UsageError for what a function should not return.
+    Raises what a function raises, with a note of which row it was, and UsageError for what one should not return.
     """
     for step in steps:
         count, before = len(given.rows), given.owners
-        given = step.apply(given, unit)
+        given = step.apply(given, unit, place)
         if left_out is not None and isinstance(step, Filter) and len(given.rows) != count:
             left_out(set(before) - set(given.owners))
         if not unit and isinstance(step, Map) and len(given.rows) != count:
@@ -181,6 +217,19 @@ def run_steps(steps: Sequence[Step], given: Rows, unit: int, left_out: LeftOut |
                 "(`.batch(n)`: the rows made of n), so that its position can be told"
             )
     return given
+
+
+def run_one(steps: Sequence[Step], row: Row, owner: int, place: Place, left_out: LeftOut | None = None) -> Row | None:
+    """`run_steps` for one row and steps of which none is batched; None when a filter left it out."""
+    made: Row | None = row
+    for step in steps:
+        made = step.one(row, owner, place)
+        if made is None:
+            if left_out is not None:
+                left_out((owner,))
+            return None
+        row = made
+    return made
 
 
 def batches(given: Rows, size: int, unit: int) -> Iterator[Rows]:
@@ -208,6 +257,10 @@ def as_columns(rows: Sequence[Row]) -> dict[str, list[Any]]:
     """Rows as a dict of lists; a row that lacks a column has None there."""
     names = dict.fromkeys(name for row in rows for name in row)
     return {name: [row.get(name) for row in rows] for name in names}
+
+
+def _note(error: Exception, what: str, call: Call, owners: Sequence[int], place: Place) -> None:
+    error.add_note(f"in {what}({call.name}) of {place.said(owners)}")
 
 
 def _kept(given: Rows, keep: Sequence[bool]) -> Rows:

@@ -1,0 +1,148 @@
+"""When functions of the user's are called, what they are told, and what happens where they raise."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import crucible
+from crucible.dataset import IterableDataset
+from crucible.proof import epochs_of, read_plan, read_records, verdict
+from tests.fakes.shards import number_split
+
+datasets = pytest.importorskip("datasets")
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Callable[..., IterableDataset]:
+    """`make([3, 4])`: a dataset with shards of 3 and 4 rows; each call in a folder of its own."""
+
+    def made(rows: list[int]) -> IterableDataset:
+        folder = tmp_path / f"{len(list(tmp_path.iterdir()))}"
+        folder.mkdir()
+        return IterableDataset(*number_split(folder, rows))
+
+    return made
+
+
+class Boom(Exception):
+    pass
+
+
+def failing(at: int) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    def function(row: dict[str, Any]) -> dict[str, Any]:
+        if row["id"] == at:
+            raise Boom("no such luck")
+        return {"twice": 2 * row["id"]}
+
+    return function
+
+
+class TestWhen:
+    @pytest.mark.parametrize("composed", [False, True])
+    @pytest.mark.parametrize("size", [None, 8])
+    def test_a_function_is_called_for_what_is_delivered_next_and_no_more(
+        self, make: Callable[..., IterableDataset], size: int | None, composed: bool
+    ) -> None:
+        called: list[int] = []
+
+        def slow(row: dict[str, Any]) -> None:
+            called.append(row["id"])
+
+        stream = make([700, 900]).shuffle(1).map(slow).filter(lambda row: row["id"] % 5)
+        if composed:
+            stream = crucible.concatenate_datasets([stream, make([3])])
+        for number, item in enumerate(stream if size is None else stream.batch(size), 1):
+            last = item["id"] if size is None else item["id"][-1]
+            assert last in called[-(size or 1) :], "of this row or batch nothing was called after"
+            if number == 60:
+                break
+        assert len(called) <= 60 * (size or 1) * 2
+
+    def test_a_filter_on_columns_is_asked_a_little_ahead(self, make: Callable[..., IterableDataset]) -> None:
+        called: list[int] = []
+
+        def odd(number: int) -> bool:
+            called.append(number)
+            return number % 2 == 1
+
+        for number, row in enumerate(make([3000]).filter(odd, input_columns="id"), 1):
+            assert row["id"] == 2 * number - 1
+            assert len(called) <= 2 * number + 256
+        assert called == list(range(3000))
+
+    def test_batched_functions_see_as_many_rows_as_they_ask_for(self, make: Callable[..., IterableDataset]) -> None:
+        sizes: list[int] = []
+
+        def counted(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+            sizes.append(len(batch["id"]))
+            return {"n": batch["id"]}
+
+        rows = list(make([1000]).map(counted, batched=True, batch_size=50))
+        assert [row["n"] for row in rows] == list(range(1000))
+        assert max(sizes) == 50
+        assert len(sizes) <= 1000 / 50 + 10, "whole batches, but at the ends of what is read together"
+
+
+class TestRaising:
+    @pytest.mark.parametrize("size", [None, 4])
+    def test_all_rows_before_are_delivered_and_a_resume_meets_it_again(
+        self, make: Callable[..., IterableDataset], size: int | None
+    ) -> None:
+        def stream() -> IterableDataset:
+            rows = make([100, 30, 100]).map(failing(150))
+            return rows if size is None else rows.batch(size)
+
+        running, seen = stream(), list[int]()
+        with pytest.raises(Boom) as caught:
+            seen.extend(number for item in running for number in ([item["id"]] if size is None else item["id"]))
+        assert seen == list(range(150 if size is None else 148))
+        assert caught.value.__notes__ == ["in map(function) of row 150 of test/split (default, train)"]
+        state = json.loads(json.dumps(running.state_dict()))
+        assert state["position"] == len(seen)
+        again = stream()
+        again.load_state_dict(state)
+        with pytest.raises(Boom):
+            next(iter(again))
+        beyond = stream()
+        beyond.load_state_dict(beyond.state_after(151 if size is None else 38))
+        assert next(iter(beyond))["id"] == (151 if size is None else [152, 153, 154, 155])
+
+    def test_the_note_names_the_split_of_a_mix_and_its_row(self, make: Callable[..., IterableDataset]) -> None:
+        mix = crucible.interleave_datasets([make([5]), make([9, 9]).map(failing(7))], stopping_strategy="all_exhausted")
+        with pytest.raises(Boom) as caught:
+            list(crucible.concatenate_datasets([make([20]), mix]).shuffle(3))
+        assert caught.value.__notes__ == ["in map(function) of row 7 of test/split (default, train)"]
+
+    def test_of_a_batch_the_first_row_is_named_and_their_number(self, make: Callable[..., IterableDataset]) -> None:
+        def broken(batch: dict[str, list[Any]]) -> list[bool]:
+            raise Boom(str(len(batch["id"])))
+
+        with pytest.raises(Boom) as caught:
+            list(make([10]).skip(2).filter(broken, batched=True, batch_size=3))
+        assert caught.value.__notes__ == [
+            "in filter(broken) of row 2 of test/split (default, train) and 2 more that it was given"
+        ]
+
+
+def judged(folder: Path) -> Any:
+    (group,) = epochs_of(read_records([folder]))
+    return verdict(group, lambda record: read_plan([folder], record))
+
+
+@pytest.mark.parametrize("end", ["exact", "pad", "mask"])
+@pytest.mark.parametrize("size", [None, 8])
+def test_what_filters_let_fall_is_counted_once_whichever_way_they_are_asked(
+    make: Callable[..., IterableDataset], tmp_path: Path, end: Any, size: int | None
+) -> None:
+    rows = make([150, 200]).filter(lambda number: number % 7, input_columns="id").filter(lambda row: row["id"] % 11)
+    for rank in range(3):
+        stream = rows.shuffle(2).certify(tmp_path / "records").shard(rank, 3, end=end)
+        list(stream if size is None else stream.batch(size))
+    found = judged(tmp_path / "records")
+    assert found.proven
+    assert found.filtered == sum(1 for number in range(350) if not number % 7 or not number % 11)
