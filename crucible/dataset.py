@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from crucible.errors import UsageError
 from crucible.iterate import ShardSource
 from crucible.launch import rank_here, rank_in
-from crucible.loaders import check_one_split
+from crucible.loaders import check_split
 from crucible.manifest import Manifest
 from crucible.mapped import Dataset, DatasetDict
 from crucible.order import LANES, WINDOW, Mode, OrderSpec, Reshuffle, check_rank, deal, shard_rows
@@ -184,7 +184,7 @@ class IterableDataset(Shaped, Placed):
             rank, world_size = place or (0, 1)
         check_rank(rank, world_size)
         end = self._out.end if end is None else check_end(end)
-        return self._handed(rank=rank, world_size=world_size, end=end)
+        return self._handed(rank=rank, world_size=world_size, dealt=True, end=end)
 
     def batch(
         self,
@@ -242,7 +242,7 @@ class IterableDataset(Shaped, Placed):
     # --- iteration ---
 
     def __iter__(self) -> Iterator[Any]:
-        check_one_split(*self._rank)
+        check_split(*self._rank, dealt=self._out.dealt)
         share = self._share(self._next_start(), self._worker())
         self._progress = Progress(share, self.num_rows)
         return self._read(share, self.walk, self._progress)

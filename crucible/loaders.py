@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from types import FrameType
 from typing import Any
 
 from crucible.errors import UsageError
+from crucible.launch import rank_here
+from crucible.torching import worker
 
+_log = logging.getLogger("crucible.loaders")
 _STEP = "save it with snapshot_every_n_steps=1, which is the default"
 _BATCHED = "use batch(n) on the dataset and batch_size=None on the loader"
 
@@ -52,22 +58,40 @@ def _position(states: list[dict[str, Any]]) -> int:
     return min(int(turns[0]), max(positions))
 
 
-def check_one_split(rank: int, world_size: int) -> None:
-    """Raises UsageError if accelerate is reading a dataset in order to split it, and this one is split already.
+def check_split(rank: int, world_size: int, *, dealt: bool) -> None:
+    """Raises UsageError if what is split already is split again; warns where every rank is about to read all rows.
 
-    It wraps what `Accelerator.prepare` is given: each process then uses its part of what it reads, or the first one
-    reads for all. Rows of a rank's share would be lost, and nothing would say so. There is nobody else to notice: the
-    loop that reads is the only sign.
+    accelerate wraps what `Accelerator.prepare` is given: each process then uses its part of what it reads, or the first
+    one reads for all. Of a rank's share rows would be lost, and nothing would say so. Who reads is the only sign of it.
+
+    `dealt` says that `shard` was said, be it `shard(0, 1)`.
     """
-    if world_size == 1 or "accelerate.data_loader" not in sys.modules:
+    splitter = _splitter()
+    if splitter is not None and world_size > 1:
+        raise UsageError(
+            f"rank {rank} of {world_size} has its rows from shard(), and accelerate's {splitter} would split these "
+            "once more: leave this DataLoader out of Accelerator.prepare, or leave out shard()"
+        )
+    if dealt or splitter is not None or worker()[0] > 0:
         return
+    with suppress(UsageError):
+        place = rank_here(os.environ)
+        if place is not None and place[1] > 1 and place[0] == 0:
+            _log.warning(
+                "each of %d processes reads all rows: say shard() for a share each, or shard(0, 1) if it is meant",
+                place[1],
+            )
+
+
+def _splitter() -> str | None:
+    """Which class of accelerate is asking for rows in order to split them, if one is."""
+    if "accelerate.data_loader" not in sys.modules:
+        return None
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         if frame.f_globals.get("__name__") == "accelerate.data_loader" and frame.f_code.co_name == "__iter__":
             reader = type(frame.f_locals.get("self")).__name__
             if reader in ("IterableDatasetShard", "DataLoaderDispatcher"):
-                raise UsageError(
-                    f"rank {rank} of {world_size} has its rows from shard(), and accelerate's {reader} would split "
-                    "these once more: leave this DataLoader out of Accelerator.prepare, or leave out shard()"
-                )
+                return reader
         frame = frame.f_back
+    return None

@@ -29,6 +29,8 @@ class Delivery:
 
     rank: int = 0
     world_size: int = 1
+    dealt: bool = False
+    """Whether `shard` was said, be it for one rank."""
     batch: int | None = None
     end: End = "exact"
     format: Format = "python"

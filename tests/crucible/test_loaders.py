@@ -168,6 +168,21 @@ def test_workers_that_did_not_deliver_in_turn_have_no_state_in_common(stream: It
         state_of_loader({"dataset_state": None})
 
 
+def test_a_rank_that_reads_all_rows_is_told_so_once(
+    stream: IterableDataset, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It may be meant, in a validation; and the ranks of one model have the same rows."""
+    next(iter(stream))
+    for rank, said in ((0, 1), (1, 0)):
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        next(iter(stream))
+        for dealt in (stream.shard(), stream.shard(0, 1)):
+            next(iter(dealt.batch(4)))
+        assert len(caplog.messages) == said
+        caplog.clear()
+
+
 @pytest.mark.torch
 def test_accelerate_may_split_what_is_whole_and_not_what_is_split(stream: IterableDataset) -> None:
     shard = pytest.importorskip("accelerate.data_loader").IterableDatasetShard
