@@ -97,7 +97,7 @@ def test_only_the_files_that_are_named_are_looked_at(here: Path, tmp_path: Path)
 
 
 def test_what_cannot_be_read_says_so() -> None:
-    with pytest.raises(UsageError, match="not a path on this disk; download it first"):
+    with pytest.raises(UsageError, match="neither a path on this disk nor an address in a dataset repo"):
         crucible.load_dataset("json", data_files="https://example.com/a.json")
     with pytest.raises(UnsupportedFormat, match="xml"):
         crucible.load_dataset("xml", data_files="x/a.csv")
