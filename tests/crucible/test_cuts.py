@@ -28,7 +28,7 @@ def footer(path: Path) -> ParquetFooter:
     return found
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(files=st.lists(ROWS, min_size=1, max_size=3), shard_bytes=st.integers(1, 4000), nested=st.booleans())
 def test_the_footers_tell_the_rows_of_every_shard(
     files: list[list[int]], shard_bytes: int, nested: bool, tmp_path_factory: pytest.TempPathFactory
