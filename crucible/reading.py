@@ -120,7 +120,9 @@ class UnitReader:
         most_open: int,
         proof: Proof | None = None,
     ) -> None:
-        self._leaves, self._steps, self._given, self._format = tuple(leaves), tuple(steps), given, format_
+        self._leaves, self._steps = tuple(leaves), tuple(steps)
+        self._given: Format = given
+        self._format: Format = format_
         self._readers = [leaf.reader(most_open) for leaf in leaves]
         self._proof = proof
         self._stops = np.cumsum([leaf.num_rows for leaf in leaves])

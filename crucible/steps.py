@@ -50,7 +50,7 @@ class Call:
     """It is told the row's number in its split too, or those of the rows, after its other positional arguments."""
 
     def __call__(self, given: Mapping[str, Any], owners: Sequence[int], place: Place) -> Any:
-        arguments = [given] if self.columns is None else [self.column(given, name) for name in self.columns]
+        arguments: list[Any] = [given] if self.columns is None else [self.column(given, name) for name in self.columns]
         if self.indices:
             numbers = [place.index(owner) for owner in owners]
             arguments.append(numbers[0] if self.batch is None else numbers)

@@ -85,8 +85,12 @@ class Source:
     first: int = 0
     """Row id of its first row."""
 
-    @cached_property
+    @property
     def total(self) -> int:
+        return self._total
+
+    @cached_property
+    def _total(self) -> int:
         return int(self.shard_rows.sum())
 
     @property
@@ -164,8 +168,12 @@ class Sum:
 
     parts: tuple[Stream, ...]
 
-    @cached_property
+    @property
     def total(self) -> int:
+        return self._total
+
+    @cached_property
+    def _total(self) -> int:
         return sum(part.total for part in self.parts)
 
     @property
@@ -190,8 +198,12 @@ class Mixed:
     parts: tuple[Stream, ...]
     spec: MixSpec
 
-    @cached_property
+    @property
     def total(self) -> int:
+        return self._total
+
+    @cached_property
+    def _total(self) -> int:
         return Mix(self.spec).total
 
     @property
