@@ -117,7 +117,7 @@ def test_ranks_that_meet_at_every_step_never_wait_on_many_splits(tmp_path: Path,
 
 
 _RANK = """
-import json, os, pickle, sys
+import json, os, pickle, signal, sys
 folder, rank, world = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 with open(f"{folder}/rows.pickle", "rb") as file:
     mine = pickle.load(file).shuffle(3).shard(rank, world).batch(4)
@@ -127,6 +127,8 @@ for step, batch in enumerate(mine, 1):
         with open(f"{folder}/part-{rank}", "w") as file:
             json.dump([step, mine.state_dict()], file)
         os.rename(f"{folder}/part-{rank}", f"{folder}/{rank}-{step}.json")
+    if step == 100:
+        signal.pause()  # it is killed while it has steps to go, however fast it is
 """
 
 
