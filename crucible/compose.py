@@ -7,17 +7,23 @@ from collections.abc import Sequence
 from crucible.dataset import IterableDataset
 from crucible.errors import UsageError
 from crucible.mix import MixSpec, Stop
+from crucible.output import Format
 from crucible.reading import Leaf, joined_features
 from crucible.shaping import Delivery
 from crucible.streams import Mixed, Stream, Sum, lanes_of
 
 
-def concatenate_datasets(dsets: Sequence[IterableDataset]) -> IterableDataset:
+def concatenate_datasets(
+    dsets: Sequence[IterableDataset], info: None = None, split: None = None, axis: int = 0
+) -> IterableDataset:
     """The rows of `dsets` one dataset after the other; `shuffle` then shuffles all of them together.
 
     The columns are those of all of them; one that a dataset lacks is null there. Raises SchemaConflict, naming both
     datasets, when a column has two types.
     """
+    _unused("concatenate_datasets", info=info, split=split)
+    if axis != 0:
+        raise UsageError("concatenate_datasets puts rows one after the other (axis=0); map adds columns to rows")
     leaves, streams, out = _joined(dsets, "concatenate_datasets")
     return IterableDataset.of(leaves, Sum(streams), out)
 
@@ -26,6 +32,8 @@ def interleave_datasets(
     datasets: Sequence[IterableDataset],
     probabilities: Sequence[float] | None = None,
     seed: int | None = None,
+    info: None = None,
+    split: None = None,
     stopping_strategy: Stop = "first_exhausted",
 ) -> IterableDataset:
     """The rows of `datasets` in turn, or mixed by `probabilities`: weights, which need not add up to 1.
@@ -38,6 +46,7 @@ def interleave_datasets(
     ones) has every dataset's share, in an order drawn for that block, so that a state goes on in it anywhere. Columns
     are as those of `concatenate_datasets`.
     """
+    _unused("interleave_datasets", info=info, split=split)
     leaves, streams, out = _joined(datasets, "interleave_datasets")
     lengths = tuple(stream.total for stream in streams)
     weights = None if probabilities is None else tuple(float(one) for one in probabilities)
@@ -50,6 +59,12 @@ def split_dataset_by_node(dataset: IterableDataset, rank: int, world_size: int) 
     """`dataset.shard(rank, world_size)`: the rows of this rank, balanced to a row."""
     _check([dataset], "split_dataset_by_node")
     return dataset.shard(rank, world_size)
+
+
+def _unused(what: str, **given: object) -> None:
+    for name, value in given.items():
+        if value is not None:
+            raise UsageError(f"{what} takes no {name}: the result is named by what it is made of; leave it out")
 
 
 def _joined(dsets: Sequence[IterableDataset], what: str) -> tuple[list[Leaf], tuple[Stream, ...], Delivery]:
@@ -69,7 +84,7 @@ def _joined(dsets: Sequence[IterableDataset], what: str) -> tuple[list[Leaf], tu
     shown = [(leaf.name, leaf.shown) for leaf in leaves]
     joined_features([(name, features) for name, features in shown if features is not None])  # a conflict is told here
     first = dsets[0]._out
-    given = next((one._out.given for one in dsets if one._stepped), first.format)
+    given: Format = next((one._out.given for one in dsets if one._stepped), first.format)
     return leaves, tuple(streams), Delivery(format=first.format, given=given, end=first.end)
 
 

@@ -25,7 +25,7 @@ from crucible.placed import Placed
 from crucible.progress import Progress, feeders_of, noted
 from crucible.reading import Leaf, UnitReader, block_of, read_blocks
 from crucible.shaping import Delivery, Shaped
-from crucible.share import End, Share, check_end
+from crucible.share import End, Share, check_end, whole_number
 from crucible.streams import Repeated, Shuffled, Source, Stream, Walk, check_exact, slice_of
 from crucible.torching import torch_class, worker
 from crucible.view import View
@@ -38,6 +38,12 @@ __all__ = ["Dataset", "DatasetDict", "IterableDataset"]
 
 ROWS_BETWEEN = 64
 """Rows between two looks whether a record is to be written: a look at each costs a third of what reading a row does."""
+
+
+_RANK_FIRST = (
+    "shard(rank, world_size) deals rows to ranks, and has the rank first; shard(num_shards, index) of datasets takes "
+    "whole files, and has it last. A part of a split is split='train[:25%]', take or skip"
+)
 
 
 class IterableDataset(Shaped, Placed):
@@ -71,9 +77,10 @@ class IterableDataset(Shaped, Placed):
     @property
     def manifest(self) -> Manifest:
         """Of the split. Raises UsageError for a dataset made of several, which has `manifests`."""
-        if len(self._leaves) > 1:
+        first, *others = self._leaves
+        if others:
             raise UsageError(f"made of {len(self._leaves)} splits: `manifests` has them all")
-        return self._leaves[0].manifest
+        return first.manifest
 
     @property
     def manifests(self) -> tuple[Manifest, ...]:
@@ -87,6 +94,11 @@ class IterableDataset(Shaped, Placed):
     @property
     def num_shards(self) -> int:
         return sum(len(manifest.shards) for manifest in self.manifests)
+
+    @property
+    def n_shards(self) -> int:
+        """`num_shards`, as it was called before."""
+        return self.num_shards
 
     @property
     def skipped(self) -> int:
@@ -124,26 +136,30 @@ class IterableDataset(Shaped, Placed):
     def shuffle(
         self,
         seed: int | Mode | None = None,
+        generator: None = None,
         buffer_size: int | None = None,  # noqa: ARG002
+        max_buffer_input_shards: int | None = None,  # noqa: ARG002
         *,
         mode: Mode | None = None,
         reshuffle: Reshuffle = "local",
         lanes: int = LANES,
         window: int = WINDOW,
     ) -> IterableDataset:
-        """Rows in an order that depends on (seed, epoch). `seed` None is 0; `buffer_size` has no meaning here.
+        """Rows in an order that depends on (seed, epoch). `seed` None is 0; sizes of buffers have no meaning here.
 
         `mode="exact"` (or `shuffle("exact")`) is one permutation of all rows, in epoch 0 that of
         `datasets.Dataset.shuffle(seed)`; `"lanes"` has bounded memory, whatever the size. Without it, a split small
         enough to lie on every node is shuffled exactly. `reshuffle="global"` deals shards to lanes anew in each epoch;
         `"local"` leaves them on the node they are on. `lanes` and `window` are those of docs/order.md.
         """
+        if generator is not None:
+            raise UsageError("shuffle takes no generator: the order follows from seed and epoch; say shuffle(seed=...)")
         if isinstance(seed, str):
             seed, mode = None, seed
         if mode not in (None, "exact", "lanes"):
             raise UsageError(f"shuffle is 'exact' or in 'lanes', not {mode!r}")
         stream = self._stream.of if isinstance(self._stream, Shuffled) else self._stream
-        number = 0 if seed is None else operator.index(seed)
+        number = 0 if seed is None else whole_number(seed, "seed")
         if mode == "exact" or (mode is None and self._small):
             exact = check_exact(stream.total, asked=mode == "exact")
         else:
@@ -164,12 +180,19 @@ class IterableDataset(Shaped, Placed):
 
     def repeat(self, num_times: int) -> IterableDataset:
         """An epoch in which each row comes `num_times` times, shuffled anew each time if it is shuffled."""
-        if num_times < 0:
-            raise UsageError(f"repeat needs 0 or more times, got {num_times}")
-        return self._of(Repeated(self._stream, num_times))
+        if num_times is None:
+            raise UsageError("an epoch has an end: repeat(n), or set_epoch(0), set_epoch(1), ... in a loop without one")
+        return self._of(Repeated(self._stream, whole_number(num_times, "repeat")))
 
     def shard(
-        self, rank: int | None = None, world_size: int | None = None, *, group: Any = None, end: End | None = None
+        self,
+        rank: int | None = None,
+        world_size: int | None = None,
+        *,
+        group: Any = None,
+        end: End | None = None,
+        num_shards: None = None,
+        index: None = None,
     ) -> IterableDataset:
         """This rank's rows only. Without arguments: those of the launcher (module `launch`), else all rows.
 
@@ -177,11 +200,15 @@ class IterableDataset(Shaped, Placed):
         that of the data-parallel ones (`shard(group=mesh["dp"])`), so that the others read the same rows.
         `end` says what becomes of rows that do not come out even (module `share`); by default all are delivered.
         """
+        if num_shards is not None or index is not None:
+            raise UsageError(_RANK_FIRST)
         if (rank is None) != (world_size is None) or (group is not None and rank is not None):
             raise UsageError("shard needs both rank and world_size, or a group, or none to take them from the launcher")
         if rank is None or world_size is None:
             place = rank_here(os.environ) if group is None else rank_in(group)
             rank, world_size = place or (0, 1)
+        if rank >= max(1, world_size):
+            raise UsageError(f"rank must be in [0, world_size), got rank {rank} of {world_size}; {_RANK_FIRST}")
         check_rank(rank, world_size)
         end = self._out.end if end is None else check_end(end)
         return self._handed(rank=rank, world_size=world_size, dealt=True, end=end)
@@ -189,6 +216,7 @@ class IterableDataset(Shaped, Placed):
     def batch(
         self,
         batch_size: int,
+        by_column: None = None,
         drop_last_batch: bool = False,
         *,
         drop_last: bool = False,
@@ -200,10 +228,14 @@ class IterableDataset(Shaped, Placed):
         `drop_last` is `end="drop"`: no rank reads a short last global batch. After `filter`, a batch is what is left of
         `batch_size` rows; `pad` and `mask` fill it.
         """
-        if batch_size < 1:
-            raise UsageError(f"batch_size must be 1 or more, got {batch_size}")
+        if by_column is not None:
+            raise UsageError(
+                "batch puts n rows together, not those with one value of a column: leave out by_column, and say "
+                "drop_last_batch by its name"
+            )
+        size = whole_number(batch_size, "batch_size", 1)
         wanted = "drop" if drop_last or drop_last_batch else self._out.end if end is None else check_end(end)
-        return self._handed(batch=batch_size, end=wanted)
+        return self._handed(batch=size, end=wanted)
 
     def get_batch(self, index: int) -> Any:
         """Batch `index` of this rank in this epoch, wherever an iteration is, which it does not disturb.
@@ -223,7 +255,7 @@ class IterableDataset(Shaped, Placed):
 
     def iter(self, batch_size: int, drop_last_batch: bool = False) -> Iterator[Any]:
         """The batches of `batch(batch_size, drop_last_batch)`."""
-        yield from self.batch(batch_size, drop_last_batch)
+        yield from self.batch(batch_size, drop_last_batch=drop_last_batch)
 
     # --- where it is ---
 
@@ -304,6 +336,10 @@ class IterableDataset(Shaped, Placed):
         return Share(*self._rank, *of, self._out.batch or 1, start, self._out.end)
 
     @property
+    def _as_stored(self) -> bool:
+        return isinstance(self._stream, Source) and self._keeps_rows
+
+    @property
     def _small(self) -> bool:
         """True when all of it is small enough to lie on every node."""
         manifests = self.manifests
@@ -312,14 +348,13 @@ class IterableDataset(Shaped, Placed):
 
     def _counted(self, n: int, what: str) -> int:
         """The position behind the first `n` rows, or batches, of all ranks."""
-        if n < 0:
-            raise UsageError(f"{what} needs 0 or more, got {n}")
+        count = whole_number(n, what)
         if not self._keeps_rows:
             raise UsageError(
                 f"{what} counts rows before filters and batched maps: say it before them, or "
                 f"take a look at what is left with itertools.islice(dataset, {n})"
             )
-        return n * (self._out.batch or 1) * self._out.world_size
+        return count * (self._out.batch or 1) * self._out.world_size
 
     def _of(self, stream: Stream) -> IterableDataset:
         return IterableDataset.of(self._leaves, stream, self._out, self._epoch)

@@ -294,20 +294,20 @@ class DatasetDict(dict[str, Any]):
     def column_names(self) -> dict[str, list[str]]:
         return {name: split.column_names for name, split in self.items()}
 
-    def with_format(self, format: str | None = None) -> DatasetDict:
-        return self._each(lambda split: split.with_format(format))
+    def with_format(self, type: str | None = None) -> DatasetDict:
+        return self._each(lambda split: split.with_format(type))
 
-    def select_columns(self, columns: str | Sequence[str]) -> DatasetDict:
-        return self._each(lambda split: split.select_columns(columns))
+    def select_columns(self, column_names: str | Sequence[str]) -> DatasetDict:
+        return self._each(lambda split: split.select_columns(column_names))
 
-    def remove_columns(self, columns: str | Sequence[str]) -> DatasetDict:
-        return self._each(lambda split: split.remove_columns(columns))
+    def remove_columns(self, column_names: str | Sequence[str]) -> DatasetDict:
+        return self._each(lambda split: split.remove_columns(column_names))
 
-    def rename_column(self, original: str, new: str) -> DatasetDict:
-        return self._each(lambda split: split.rename_column(original, new))
+    def rename_column(self, original_column_name: str, new_column_name: str) -> DatasetDict:
+        return self._each(lambda split: split.rename_column(original_column_name, new_column_name))
 
-    def rename_columns(self, mapping: Mapping[str, str]) -> DatasetDict:
-        return self._each(lambda split: split.rename_columns(mapping))
+    def rename_columns(self, column_mapping: Mapping[str, str]) -> DatasetDict:
+        return self._each(lambda split: split.rename_columns(column_mapping))
 
     def cast(self, features: Mapping[str, Any]) -> DatasetDict:
         return self._each(lambda split: split.cast(features))

@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from crucible.errors import UsageError
 from crucible.progress import Progress
-from crucible.share import Share
+from crucible.share import Share, whole_number
 from crucible.state import place_of, state_of, worker_start
 from crucible.streams import Stream
 from crucible.torching import Line
@@ -55,8 +54,7 @@ class Placed:
 
         Copies in DataLoader workers hear of it when they begin an iteration, those of persistent workers too.
         """
-        if epoch < 0:
-            raise UsageError(f"epoch must be 0 or more, got {epoch}")
+        epoch = whole_number(epoch, "epoch")
         if epoch != self._epoch:
             self._epoch = epoch
             self._resume_at, self._progress = None, Progress.at(0)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 from crucible.errors import UsageError
 from crucible.output import Format, check_format
 from crucible.reading import Leaf, joined_features
-from crucible.share import End
+from crucible.share import End, whole_number
 from crucible.steps import Call, Filter, Map, Pick, Rename, Step, columns_after, keeps_rows
 from crucible.view import OnError
 
@@ -86,60 +86,71 @@ class Shaped:
     def map(
         self,
         function: Callable[..., Any],
-        *,
+        with_indices: bool = False,
+        input_columns: Names | None = None,
         batched: bool = False,
         batch_size: int = 1000,
-        input_columns: Names | None = None,
+        drop_last_batch: bool = False,
         remove_columns: Names | None = None,
+        features: None = None,
         fn_kwargs: Mapping[str, Any] | None = None,
     ) -> Self:
         """What `function` returns for a row is added to it, when the row is read.
 
         It is given the row as a dict, or with `input_columns` these as arguments; `batched`, a dict of lists of at most
         `batch_size` rows that are read together, which never reach over the end of a batch. A batched function may make
-        another number of rows; then the dataset is read in batches, each the rows made of `batch(n)`'s n.
+        another number of rows; then the dataset is read in batches, each the rows made of `batch(n)`'s n. After these
+        it is given, `with_indices`, the number of the row in its split (or a list of them), which no shuffle changes.
         """
-        return self._step(Map(_call(function, batched, batch_size, input_columns, fn_kwargs), names_of(remove_columns)))
+        if drop_last_batch:
+            raise UsageError("map has no drop_last_batch: it leaves out no rows; say batch(n, end='drop') after it")
+        if features is not None:
+            raise UsageError(
+                "map takes no features: values keep the types that the function gives them; cast before it"
+            )
+        call = self._call(function, batched, batch_size, input_columns, fn_kwargs, with_indices)
+        return self._step(Map(call, names_of(remove_columns)))
 
     def filter(
         self,
         function: Callable[..., Any],
-        *,
+        with_indices: bool = False,
+        input_columns: Names | None = None,
         batched: bool = False,
         batch_size: int = 1000,
-        input_columns: Names | None = None,
         fn_kwargs: Mapping[str, Any] | None = None,
     ) -> Self:
         """Only rows for which `function` returns something true. With `input_columns` only these are read to decide.
 
-        Positions, and so states, batches and steps, are counted before rows are left out: a batch of n is what is left
-        of n rows, the same for any number of ranks.
+        It is called as that of `map`. Positions, and so states, batches and steps, are counted before rows are left
+        out: a batch of n is what is left of n rows, the same for any number of ranks.
         """
-        return self._step(Filter(_call(function, batched, batch_size, input_columns, fn_kwargs)))
+        return self._step(Filter(self._call(function, batched, batch_size, input_columns, fn_kwargs, with_indices)))
 
-    def with_format(self, format: str | None = None) -> Self:
+    def with_format(self, type: str | None = None) -> Self:
         """Rows and batches as Python objects (None), `numpy`, `torch`, `jax` or `arrow` (tables, maybe mapped)."""
-        return self._handed(format=check_format(format))
+        return self._handed(format=check_format(type))
 
-    def select_columns(self, columns: Names) -> Self:
+    def select_columns(self, column_names: Names) -> Self:
         """Only these columns are read, in this order."""
-        names = names_of(columns)
+        names = names_of(column_names)
         if self._stepped:
             return self._step(Pick({name: self._known(name) for name in names}))
         return self._views("select_columns", names, lambda leaf, here: leaf.select_columns(here))
 
-    def remove_columns(self, columns: Names) -> Self:
+    def remove_columns(self, column_names: Names) -> Self:
         """All columns but these."""
-        names = names_of(columns)
+        names = names_of(column_names)
         if self._stepped:
             return self._step(Rename({self._known(name): None for name in names}))
         return self._views("remove_columns", names, lambda leaf, here: leaf.remove_columns(here))
 
-    def rename_column(self, original: str, new: str) -> Self:
-        return self.rename_columns({original: new})
+    def rename_column(self, original_column_name: str, new_column_name: str) -> Self:
+        return self.rename_columns({original_column_name: new_column_name})
 
-    def rename_columns(self, mapping: Mapping[str, str]) -> Self:
+    def rename_columns(self, column_mapping: Mapping[str, str]) -> Self:
         """The same columns under other names: `{old: new}`. Raises UsageError for a name that would be there twice."""
+        mapping = column_mapping
         if self._stepped:
             return self._step(Rename({self._known(old): new for old, new in mapping.items()}))
         names = tuple(mapping)
@@ -164,6 +175,35 @@ class Shaped:
         return self._views("decode", None, lambda leaf, _: leaf.decode(enable, on_error))
 
     # --- inside ---
+
+    @property
+    def _as_stored(self) -> bool:
+        """Whether it is one split in source order, of which nothing is left out."""
+        raise NotImplementedError
+
+    def _call(
+        self,
+        function: Callable[..., Any],
+        batched: bool,
+        batch_size: int,
+        columns: Names | None,
+        keywords: Mapping[str, Any] | None,
+        indices: bool,
+    ) -> Call:
+        if self._out.batch is not None:
+            raise UsageError(
+                "map and filter are told rows: say them before batch(n), with batched=True for many at once"
+            )
+        if not callable(function):
+            raise UsageError(f"a function is needed, got {type(function).__name__}")
+        size = whole_number(batch_size, "batch_size", 1)
+        if indices and not self._as_stored:
+            raise UsageError(
+                "with_indices tells a row's number in its split: say it first, before shuffle, take, skip, repeat, "
+                "filters, batched maps and mixes"
+            )
+        picked = None if columns is None else names_of(columns)
+        return Call(function, picked, dict(keywords or {}), size if batched else None, indices)
 
     def _handed(self, **changes: Any) -> Self:
         return self._with(self._leaves, replace(self._out, **changes))
@@ -219,18 +259,3 @@ class Shaped:
 def names_of(columns: Names | None) -> tuple[str, ...]:
     """One column or several as a tuple; None is no column."""
     return () if columns is None else (columns,) if isinstance(columns, str) else tuple(columns)
-
-
-def _call(
-    function: Callable[..., Any],
-    batched: bool,
-    batch_size: int,
-    columns: Names | None,
-    keywords: Mapping[str, Any] | None,
-) -> Call:
-    if not callable(function):
-        raise UsageError(f"a function is needed, got {type(function).__name__}")
-    if batch_size < 1:
-        raise UsageError(f"batch_size must be 1 or more, got {batch_size}")
-    picked = None if columns is None else names_of(columns)
-    return Call(function, picked, dict(keywords or {}), batch_size if batched else None)

@@ -11,6 +11,7 @@ mask    as pad, and a column `valid` says of each row whether it is not such a r
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -29,6 +30,17 @@ def check_end(end: str) -> End:
     if end not in get_args(End):
         raise UsageError(f"an epoch ends in one of {', '.join(get_args(End))}, not in {end!r}")
     return end  # type: ignore[return-value]
+
+
+def whole_number(value: object, name: str, least: int = 0) -> int:
+    """`value` as an int, such as numpy's are too. Raises UsageError if it is none, or less than `least`."""
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise UsageError(f"{name} is a whole number from {least} on, not {value!r}") from None
+    if number < least:
+        raise UsageError(f"{name} must be {least} or more, got {number}")
+    return number
 
 
 @dataclass(frozen=True, slots=True)

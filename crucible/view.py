@@ -104,25 +104,25 @@ class Split:
 
     # --- transforms ---
 
-    def with_format(self, format: str | None = None) -> Self:
+    def with_format(self, type: str | None = None) -> Self:
         """Rows and batches as Python objects (None), `numpy`, `torch` or `arrow` (tables, mapped where possible)."""
-        return self._with(replace(self._view, format=check_format(format)))
+        return self._with(replace(self._view, format=check_format(type)))
 
-    def select_columns(self, columns: str | Sequence[str]) -> Self:
+    def select_columns(self, column_names: str | Sequence[str]) -> Self:
         """Only these columns are read, in this order."""
-        return self._shown(tuple(self._column(name) for name in _names(columns)))
+        return self._shown(tuple(self._column(name) for name in _names(column_names)))
 
-    def remove_columns(self, columns: str | Sequence[str]) -> Self:
+    def remove_columns(self, column_names: str | Sequence[str]) -> Self:
         """All columns but these."""
-        gone = {self._column(name).name for name in _names(columns)}
+        gone = {self._column(name).name for name in _names(column_names)}
         return self._shown(tuple(column for column in self._columns if column.name not in gone))
 
-    def rename_column(self, original: str, new: str) -> Self:
-        return self.rename_columns({original: new})
+    def rename_column(self, original_column_name: str, new_column_name: str) -> Self:
+        return self.rename_columns({original_column_name: new_column_name})
 
-    def rename_columns(self, mapping: Mapping[str, str]) -> Self:
+    def rename_columns(self, column_mapping: Mapping[str, str]) -> Self:
         """The same columns under other names: `{old: new}`. Raises UsageError for a name that would be there twice."""
-        renamed = {self._column(old).name: new for old, new in mapping.items()}
+        renamed = {self._column(old).name: new for old, new in column_mapping.items()}
         columns = tuple(replace(column, name=renamed.get(column.name, column.name)) for column in self._columns)
         names = [column.name for column in columns]
         twice = next((name for name in names if not name or names.count(name) > 1), None)

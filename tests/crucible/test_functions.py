@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import crucible
 from crucible.dataset import IterableDataset
+from crucible.errors import UsageError
 from crucible.proof import epochs_of, read_plan, read_records, verdict
 from tests.fakes.shards import number_split
 
@@ -146,3 +149,98 @@ def test_what_filters_let_fall_is_counted_once_whichever_way_they_are_asked(
     found = judged(tmp_path / "records")
     assert found.proven
     assert found.filtered == sum(1 for number in range(350) if not number % 7 or not number % 11)
+
+
+class TestIndices:
+    """A row's number in its split: what `datasets` counts where it counts over all rows."""
+
+    def test_they_are_those_of_datasets(self, make: Callable[..., IterableDataset]) -> None:
+        ours = make([5, 1, 9])
+        theirs = datasets.Dataset.from_dict({"id": list(range(15)), "text": [f"row {n}" for n in range(15)]})
+
+        def chain(rows: Any) -> list[Any]:
+            one = rows.map(lambda row, at: {"at": at}, with_indices=True)
+            many = one.map(lambda batch, at: {"more": at}, True, None, True, 4)
+            some = rows.filter(lambda text, at: at % 3 == 1, True, ["text"])
+            both = rows.filter(
+                lambda batch, at: [one > 12 for one in at], with_indices=True, batched=True, batch_size=2
+            )
+            return [list(many), list(some), list(both), list(one.skip(3).take(2))]
+
+        assert chain(ours) == chain(theirs.to_iterable_dataset())
+
+    def test_no_order_rank_or_mix_after_them_changes_them(self, make: Callable[..., IterableDataset]) -> None:
+        def numbered(rows: list[int]) -> IterableDataset:
+            return make(rows).map(lambda row, at: {"at": at}, with_indices=True)
+
+        mix = crucible.interleave_datasets(
+            [numbered([9, 8]), numbered([30])], [1, 2], stopping_strategy="all_exhausted"
+        )
+        mix = mix.shuffle(4).skip(5)
+        for rank in range(3):
+            for batch in mix.shard(rank, 3).batch(4, end="pad"):
+                assert batch["at"] == batch["id"]
+
+    @pytest.mark.parametrize("before", ["shuffle", "take", "skip", "repeat", "filter", "batched"])
+    def test_behind_what_counts_anew_they_are_refused(self, make: Callable[..., IterableDataset], before: str) -> None:
+        rows = make([5])
+        changed = {
+            "shuffle": lambda: rows.shuffle(1),
+            "take": lambda: rows.take(2),
+            "skip": lambda: rows.skip(2),
+            "repeat": lambda: rows.repeat(2),
+            "filter": lambda: rows.filter(bool),
+            "batched": lambda: rows.map(dict, batched=True),
+        }[before]()
+        with pytest.raises(UsageError, match="say it first, before shuffle, take"):
+            changed.map(dict, with_indices=True)
+
+
+ADDED = {"shuffle": ["mode", "reshuffle", "lanes", "window"], "batch": ["drop_last", "end"]}
+
+
+SHARED = """
+map filter shuffle take skip repeat batch with_format set_epoch iter cast cast_column select_columns remove_columns
+rename_column rename_columns interleave_datasets concatenate_datasets load_state_dict
+"""
+
+
+@pytest.mark.parametrize("name", SHARED.split())
+def test_arguments_have_the_names_and_the_order_of_datasets(name: str) -> None:
+    ours, theirs = (
+        list(inspect.signature(getattr(module, name, None) or getattr(module.IterableDataset, name)).parameters)
+        for module in (crucible, datasets)
+    )
+    theirs = [{"state_dict": "state"}.get(one, one) for one in theirs]
+    assert ours == theirs + ADDED.get(name, [])
+
+
+def refused(rows: Any) -> list[tuple[Callable[[], Any], str]]:
+    mix, join = crucible.interleave_datasets, crucible.concatenate_datasets
+    return [
+        (lambda: rows.map(dict, drop_last_batch=True), r"say batch\(n, end='drop'\)"),
+        (lambda: rows.map(dict, features={"id": None}), "cast before it"),
+        (lambda: rows.map(dict, batched=True, batch_size=None), "batch_size is a whole number from 1 on, not None"),
+        (lambda: rows.batch(4).map(dict), r"say them before batch\(n\)"),
+        (lambda: rows.batch(4).filter(bool), r"say them before batch\(n\)"),
+        (lambda: rows.shuffle(generator=np.random.default_rng(1)), r"say shuffle\(seed=...\)"),
+        (lambda: rows.shuffle(1.5), "seed is a whole number from 0 on, not 1.5"),
+        (lambda: rows.shard(num_shards=4, index=1), r"take or skip"),
+        (lambda: rows.shard(4, 1), "has the rank first"),
+        (lambda: rows.batch(4, "id"), "leave out by_column"),
+        (lambda: rows.batch("4"), "batch_size is a whole number from 1 on, not '4'"),
+        (lambda: rows.batch(0), "batch_size must be 1 or more, got 0"),
+        (lambda: rows.take(2.5), "take is a whole number"),
+        (lambda: rows.set_epoch(1.5), "epoch is a whole number"),
+        (lambda: rows.repeat(None), r"set_epoch\(1\)"),
+        (lambda: mix([rows, rows], info=datasets.DatasetInfo()), "takes no info"),
+        (lambda: mix([rows, rows], split=datasets.Split.TRAIN), "takes no split"),
+        (lambda: join([rows, rows], axis=1), "map adds columns"),
+    ]
+
+
+@pytest.mark.parametrize("number", range(18))
+def test_what_cannot_be_done_says_what_to_do(make: Callable[..., IterableDataset], number: int) -> None:
+    call, said = refused(make([5]))[number]
+    with pytest.raises(UsageError, match=said):
+        call()
