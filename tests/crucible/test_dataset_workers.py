@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 import multiprocessing
 import os
 import pickle
@@ -14,11 +16,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from crucible.dataset import Dataset, IterableDataset
 from crucible.torching import Line
-from tests.fakes.shards import number_split
+from tests.fakes.shards import number_split, write_split
 
 ROWS = [50, 1, 30, 7, 100, 5]
 TOTAL = sum(ROWS)
@@ -36,6 +39,20 @@ def data() -> Any:
 @pytest.fixture
 def stream(tmp_path: Path) -> IterableDataset:
     return IterableDataset(*number_split(tmp_path, ROWS, batch_rows=16)).select_columns("id").shuffle(3)
+
+
+def images(folder: Path, count: int) -> IterableDataset:
+    """Images in one colour, whose red is the number of the row."""
+    image = pytest.importorskip("PIL.Image")
+    rows = []
+    for number in range(count):
+        packed = io.BytesIO()
+        image.new("RGB", (8, 6), (number, 0, 0)).save(packed, "PNG")
+        rows.append({"bytes": packed.getvalue(), "path": None})
+    media = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    features = json.dumps({"image": {"_type": "Image"}, "n": {"dtype": "int64", "_type": "Value"}})
+    table = pa.table({"image": pa.array(rows, media), "n": list(range(count))})
+    return IterableDataset(*write_split(folder, [table.slice(0, 70), table.slice(70)], features=features))
 
 
 def batches(rows: Any) -> list[list[int]]:
@@ -176,6 +193,24 @@ class TestEpochs:
 
 
 class TestLoaders:
+    def test_workers_start_while_this_process_decodes(
+        self, data: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A fork has the iterator of this process in its memory, and none of its threads."""
+        monkeypatch.setenv("CRUCIBLE_DECODERS", "3")
+        monkeypatch.setattr("crucible.threads._pool", None)
+        mine = images(tmp_path, 160).with_format("torch").shuffle(1).batch(8)
+        running = iter(mine)
+        seen = [next(running) for _ in range(3)]
+        assert any(thread.name == "crucible-decode" for thread in threading.enumerate())
+        for _ in range(2):
+            loader = data.DataLoader(mine, batch_size=None, num_workers=2, timeout=60)
+            found = {int(n): int(image[0, 0, 0]) for batch in loader for n, image in zip(batch["n"], batch["image"])}
+            assert found == {n: n for n in range(160)}
+            seen.append(next(running))
+        seen += running
+        assert sorted(int(n) for batch in seen for n in batch["n"]) == list(range(160))
+
     def test_a_loader_may_make_the_batches(self, data: Any, stream: IterableDataset) -> None:
         """Each row comes once; a batch is of one worker's rows, which are every second one here."""
         alone = [row["id"] for row in stream]
