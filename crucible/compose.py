@@ -84,7 +84,8 @@ def _joined(dsets: Sequence[IterableDataset], what: str) -> tuple[list[Leaf], tu
     shown = [(leaf.name, leaf.shown) for leaf in leaves]
     joined_features([(name, features) for name, features in shown if features is not None])  # a conflict is told here
     first = dsets[0]._out
-    given: Format = next((one._out.given for one in dsets if one._stepped), first.format)
+    stepped: list[Format] = [one._out.given for one in dsets if one._stepped]
+    given = stepped[0] if stepped else first.format
     return leaves, tuple(streams), Delivery(format=first.format, given=given, end=first.end)
 
 

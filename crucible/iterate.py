@@ -157,12 +157,12 @@ class ShardReader:
 
     def _rows_are_big(self, row: int) -> bool:
         """Going by the shard of `row`, as far as its columns are read."""
-        if self._row_bytes is None:
-            batch = next(
-                one for one in self._shard(int(np.searchsorted(self._stops, row, side="right"))).batches if one
-            )
-            self._row_bytes = batch.nbytes // batch.num_rows
-        return self._row_bytes >= _BIG_ROW
+        known = self._row_bytes
+        if known is None:
+            shard = self._shard(int(np.searchsorted(self._stops, row, side="right")))
+            batch = next(one for one in shard.batches if one.num_rows)
+            self._row_bytes = known = batch.nbytes // batch.num_rows
+        return known >= _BIG_ROW
 
     def _singles(self, ids: Int64s) -> Iterator[pa.RecordBatch]:
         """Each row as a slice of the map, in the order of `ids`."""
