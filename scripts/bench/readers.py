@@ -171,18 +171,19 @@ class Mosaic(Library):
             for row in tables(files):
                 out.write(row if self.work == "t" else {"image": row["image"]["bytes"], "label": row["label"]})
 
-    def open(self, *, shuffle: bool = False, batch_size: int = 1, decode: bool = False) -> Any:
+    def open(self, *, shuffle: bool = False, decode: bool = False) -> Any:
+        # not the default batch_size of 1: it looks ahead in batches, and would read a fortieth as many rows
         from streaming import StreamingDataset
         from streaming.base.util import clean_stale_shared_memory
 
         clean_stale_shared_memory()
-        made = StreamingDataset(local=str(self.folder), shuffle=shuffle, shuffle_seed=1, batch_size=batch_size)
+        made = StreamingDataset(local=str(self.folder), shuffle=shuffle, shuffle_seed=1, batch_size=LOADER_ROWS)
         return (pixels(row["image"]) for row in made) if decode else made
 
     def loader(self) -> Any:
         from torch.utils.data import DataLoader
 
-        made = self.open(batch_size=LOADER_ROWS)
+        made = self.open()
         return DataLoader(made, LOADER_ROWS, num_workers=WORKERS, collate_fn=itself)
 
     cases: ClassVar[dict[str, Case]] = {
