@@ -25,7 +25,9 @@ def concatenate_datasets(
     if axis != 0:
         raise UsageError("concatenate_datasets puts rows one after the other (axis=0); map adds columns to rows")
     leaves, streams, out = _joined(dsets, "concatenate_datasets")
-    return IterableDataset.of(leaves, Sum(streams), out)
+    # Sums of sums are one, or a loop that adds a dataset at a time would make a tree as deep as it is long.
+    flat = [part for stream in streams for part in (stream.parts if isinstance(stream, Sum) else (stream,))]
+    return IterableDataset.of(leaves, Sum(tuple(flat)), out)
 
 
 def interleave_datasets(

@@ -182,7 +182,10 @@ class IterableDataset(Shaped, Placed):
         """An epoch in which each row comes `num_times` times, shuffled anew each time if it is shuffled."""
         if num_times is None:
             raise UsageError("an epoch has an end: repeat(n), or set_epoch(0), set_epoch(1), ... in a loop without one")
-        return self._of(Repeated(self._stream, whole_number(num_times, "repeat")))
+        count = whole_number(num_times, "repeat")
+        if self.num_rows * count >= 1 << 62:
+            raise UsageError(f"repeat({count}) would make {self.num_rows * count:,} rows; positions end at 2**62")
+        return self._of(Repeated(self._stream, count))
 
     def shard(
         self,

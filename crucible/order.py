@@ -53,6 +53,10 @@ _GOLDEN, _MIX1, _MIX2 = (np.uint64(c) for c in (0x9E3779B97F4A7C15, 0xBF58476D1C
 _S27, _S30, _S31, _S32 = (np.uint64(s) for s in (27, 30, 31, 32))
 
 
+MOST_LANES = 1 << 20
+"""More ranks than any cluster has. Each epoch's order holds a number for each lane."""
+
+
 @dataclass(frozen=True, slots=True)
 class OrderSpec:
     """Everything but the manifest that the order of an epoch depends on."""
@@ -74,6 +78,8 @@ class OrderSpec:
             raise UsageError(f"seed and epoch must be 0 or more, got seed {self.seed}, epoch {self.epoch}")
         if self.lanes < 1 or self.window < 1:
             raise UsageError(f"lanes and window must be 1 or more, got {self.lanes} and {self.window}")
+        if self.lanes > MOST_LANES:
+            raise UsageError(f"lanes must be {MOST_LANES:,} or less, got {self.lanes}")
         if self.mode != "lanes" and self.lanes != 1:
             raise UsageError(f"order {self.mode!r} has one lane, got {self.lanes}")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from crucible.errors import UsageError
 from crucible.progress import Progress
 from crucible.share import Share, whole_number
 from crucible.state import place_of, state_of, worker_start
@@ -88,6 +89,8 @@ class Placed:
 
         Raises StateMismatch if it is of another dataset, or of another order or seed.
         """
+        if not isinstance(state, Mapping):
+            raise UsageError(f"a state is what state_dict() gave, a dict; got {type(state).__name__}")
         one = self._share(0, (0, 1))
         start = worker_start(state, *self._worker(), one.unit * one.world_size)
         self._go_to(state, resumes=True)

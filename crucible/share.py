@@ -88,7 +88,8 @@ class Share:
         """
         mine = deal(total, self.rank, self.world_size, start=self.start)
         unit = self.worker + self.workers * np.arange(first, stop, dtype=np.int64)
-        index = (unit[:, None] * self.unit + np.arange(self.unit, dtype=np.int64)).ravel()
+        width = self.unit if self.padded else min(self.unit, mine.rows)  # no longer, however much a batch may hold
+        index = (unit[:, None] * self.unit + np.arange(width, dtype=np.int64)).ravel()
         return mine.first + self.world_size * (index if self.padded else index[index < mine.rows])
 
     def position_after(self, total: int, units: int) -> int:

@@ -244,3 +244,33 @@ def test_what_cannot_be_done_says_what_to_do(make: Callable[..., IterableDataset
     call, said = refused(make([5]))[number]
     with pytest.raises(UsageError, match=said):
         call()
+
+
+class TestExtremes:
+    """Numbers that somebody will give: they cost what the rows cost, or are refused."""
+
+    def test_a_batch_may_hold_more_than_there_is(self, make: Callable[..., IterableDataset]) -> None:
+        rows = make([5, 8])
+        assert [batch["id"] for batch in rows.batch(10**12)] == [list(range(13))]
+        assert [batch["id"] for batch in rows.shard(1, 2).batch(10**12)] == [list(range(1, 13, 2))]
+        assert list(rows.batch(10**12, end="drop")) == []
+        assert list(rows.shard(14, 20).batch(10**12)) == []
+
+    def test_datasets_may_be_joined_one_at_a_time(self, make: Callable[..., IterableDataset]) -> None:
+        one = make([2])
+        joined = one
+        for _ in range(400):
+            joined = crucible.concatenate_datasets([joined, one])
+        assert [row["id"] for row in joined] == [0, 1] * 401
+        assert len(list(joined.shuffle(3))) == 802
+        at_once = crucible.concatenate_datasets([one] * 401)
+        assert joined.state_after(7) == at_once.state_after(7)
+
+    def test_what_no_machine_can_hold_is_refused(self, make: Callable[..., IterableDataset]) -> None:
+        rows = make([5])
+        with pytest.raises(UsageError, match="lanes must be 1,048,576 or less"):
+            rows.shuffle(1, mode="lanes", lanes=10**9)
+        with pytest.raises(UsageError, match="positions end at"):
+            rows.repeat(10**18)
+        with pytest.raises(UsageError, match="a state is what state_dict"):
+            rows.load_state_dict(None)  # type: ignore[arg-type]
