@@ -213,6 +213,12 @@ class IterableDataset(Shaped, Placed):
         if rank >= max(1, world_size):
             raise UsageError(f"rank must be in [0, world_size), got rank {rank} of {world_size}; {_RANK_FIRST}")
         check_rank(rank, world_size)
+        if self._out.dealt and (rank, world_size) != self._rank:
+            mine, of = self._rank
+            raise UsageError(
+                f"these are the rows of rank {mine} of {of} already, and parts of parts are not dealt: say shard once, "
+                "of the dataset before it"
+            )
         end = self._out.end if end is None else check_end(end)
         return self._handed(rank=rank, world_size=world_size, dealt=True, end=end)
 

@@ -227,6 +227,8 @@ def refused(rows: Any) -> list[tuple[Callable[[], Any], str]]:
         (lambda: rows.shuffle(1.5), "seed is a whole number from 0 on, not 1.5"),
         (lambda: rows.shard(num_shards=4, index=1), r"take or skip"),
         (lambda: rows.shard(4, 1), "has the rank first"),
+        (lambda: rows.shard(0, 4).batch(2).shard(1, 2), "rows of rank 0 of 4 already"),
+        (lambda: crucible.split_dataset_by_node(rows.shard(0, 1), 1, 2), "rows of rank 0 of 1 already"),
         (lambda: rows.batch(4, "id"), "leave out by_column"),
         (lambda: rows.batch("4"), "batch_size is a whole number from 1 on, not '4'"),
         (lambda: rows.batch(0), "batch_size must be 1 or more, got 0"),
@@ -239,7 +241,7 @@ def refused(rows: Any) -> list[tuple[Callable[[], Any], str]]:
     ]
 
 
-@pytest.mark.parametrize("number", range(18))
+@pytest.mark.parametrize("number", range(20))
 def test_what_cannot_be_done_says_what_to_do(make: Callable[..., IterableDataset], number: int) -> None:
     call, said = refused(make([5]))[number]
     with pytest.raises(UsageError, match=said):
