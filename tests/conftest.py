@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,7 +11,14 @@ import pytest
 
 from tests.hubserver.faults import FaultyHub
 
-FOREIGN = ("HF_", "HUGGING", "CRUCIBLE_", "RAY_ADDRESS", "XDG_CACHE_HOME", "RANK", "WORLD_SIZE", "LOCAL_RANK")
+FOREIGN = (
+    *("HF_", "HUGGING", "CRUCIBLE_", "RAY_ADDRESS", "XDG_CACHE_HOME"),
+    *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "SLURM_", "OMPI_"),
+)
+
+# What a shell starts in the background ignores Ctrl-C, and so would all that a test starts: tests of an interrupt would
+# wait for one until their time is over.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
