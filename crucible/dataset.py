@@ -109,11 +109,9 @@ class IterableDataset(Shaped, Placed):
     def padded_rows(self) -> int:
         """Rows that this rank gets in an epoch although they are not its own, with `end="pad"` or `"mask"`."""
         share = self._share(0, (0, 1))
-        return (
-            share.units_of_rank(self.num_rows) * share.unit - deal(self.num_rows, *self._rank).rows
-            if (share.padded)
-            else 0
-        )
+        if not share.padded:
+            return 0
+        return share.units_of_rank(self.num_rows) * share.unit - deal(self.num_rows, *self._rank).rows
 
     def read_counts(self) -> dict[str, int]:
         """Shards and bytes that this process has asked for, by where each was first found: disk, peer or hub."""
