@@ -57,7 +57,7 @@ def decode_image(
         # a path in a row comes from the repo: opening it would read whatever file of this machine it names
         raise CorruptFile(name, where, "the row has a path but not the bytes of its image")
     try:
-        image: Image = PIL.Image.open(io.BytesIO(content), formats=_formats())
+        image = _opened(content)
         _refuse_bomb(image)
         pixels = image.size[0] * image.size[1]
     except Exception as error:  # Pillow's readers raise whatever their parsers run into
@@ -78,6 +78,24 @@ def _unreadable(name: str, where: str, error: Exception) -> CorruptFile:
     bombs = (PIL.Image.DecompressionBombWarning, PIL.Image.DecompressionBombError, _Bomb)
     problem = f"refused: {error}" if isinstance(error, bombs) else f"not an image Pillow can read ({error!r})"
     return CorruptFile(name, where, problem)
+
+
+def _opened(content: bytes) -> Image:
+    """The image with its header read, in the first format that knows it.
+
+    Pillow's five usual formats are tried alone until an image is of none of them: to load the others takes 80 ms, which
+    a process with JPEGs need not wait. They are the first in Pillow's order, so each image is opened by the same one.
+    """
+    import PIL.Image
+
+    PIL.Image.preinit()
+    if not _formats.cache_info().currsize:
+        usual = [name for name in PIL.Image.ID if name not in _PROGRAMS]
+        try:
+            return PIL.Image.open(io.BytesIO(content), formats=usual)
+        except PIL.UnidentifiedImageError:
+            pass
+    return PIL.Image.open(io.BytesIO(content), formats=_formats())
 
 
 @cache
