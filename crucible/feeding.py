@@ -26,6 +26,9 @@ from crucible.stopping import LOOK_S, Stopped
 
 LOOK_AHEAD = 1024
 """Shards looked at before they are needed, those on this disk included: a look costs 3 us."""
+LOOK_HERE = 8
+"""Shards on this disk that are passed at one look; the next look goes on. What comes next has to be computed: for all
+of 300 shards of 25,000 rows that took 79 ms before the first row, though all were here."""
 QUEUED = 64
 """Shards that are known to be missing and wait for a thread or for room. A prefetch hears of them (`wish`)."""
 PASSED = 2048
@@ -175,8 +178,13 @@ class Feeding:
             self._ahead_threads += 1
 
     def _look(self) -> None:
-        news = False
-        while self._wanted is not None and len(self._seen) < LOOK_AHEAD and len(self._queue) < QUEUED:
+        news, passed = False, 0
+        while (
+            self._wanted is not None
+            and len(self._seen) < LOOK_AHEAD
+            and len(self._queue) < QUEUED
+            and passed < LOOK_HERE
+        ):
             try:
                 manifest, shard = next(self._wanted)
             except StopIteration:
@@ -190,6 +198,7 @@ class Feeding:
             if shard.key in self._seen:
                 continue
             here = self.source.has(shard)
+            passed += here
             state: Any = "here" if here else "queued" if shard.size <= self.most_bytes else "left"
             self._seen[shard.key] = seen = _Seen(self._places, manifest, shard, state)
             if state == "queued":

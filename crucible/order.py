@@ -84,15 +84,6 @@ class OrderSpec:
             raise UsageError(f"order {self.mode!r} has one lane, got {self.lanes}")
 
 
-def shuffled_spec(
-    manifest: Manifest, seed: int, *, epoch: int = 0, lanes: int = LANES, window: int = WINDOW
-) -> OrderSpec:
-    """How this manifest is shuffled, on all ranks alike: exactly if it is small enough to lie on every node."""
-    if manifest.local_everywhere and manifest.rows <= EXACT_ROWS:
-        return OrderSpec("exact", seed, epoch)
-    return OrderSpec("lanes", seed, epoch, lanes, window)
-
-
 def shard_rows(manifest: Manifest) -> Int64s:
     """Rows of each shard, in source order: all that an order needs to know of a manifest."""
     return np.fromiter((shard.rows for shard in manifest.shards), np.int64, len(manifest.shards))

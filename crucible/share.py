@@ -80,14 +80,14 @@ class Share:
         """How many of them this worker delivers."""
         return max(0, -((self.worker - self.units_of_rank(total)) // self.workers))
 
-    def positions(self, total: int, first: int, stop: int) -> Int64s:
-        """Positions of this worker's units [first, stop), in delivery order.
+    def positions(self, total: int, first: int, stop: int, every: int = 1) -> Int64s:
+        """Positions of this worker's units [first, stop), or of one in `every` of them, in delivery order.
 
         Only the last unit of an `exact` epoch may be short. Positions from `total` on are padding: p stands for the row
         at position p modulo `total`.
         """
         mine = deal(total, self.rank, self.world_size, start=self.start)
-        unit = self.worker + self.workers * np.arange(first, stop, dtype=np.int64)
+        unit = self.worker + self.workers * np.arange(first, stop, every, dtype=np.int64)
         width = self.unit if self.padded else min(self.unit, mine.rows)  # no longer, however much a batch may hold
         index = (unit[:, None] * self.unit + np.arange(width, dtype=np.int64)).ravel()
         return mine.first + self.world_size * (index if self.padded else index[index < mine.rows])

@@ -12,8 +12,13 @@ from crucible.refs import ShardInfo
 from crucible.share import Share
 from crucible.streams import Walk
 
+FIRST_ROWS = 1 << 10
 LOOK_ROWS = 1 << 15
-"""Positions looked through at once. A lane reader comes to a new window of shards after many more."""
+"""Positions looked through at once: few at first, as a reader waits for the first look, then twice as many each time. A
+lane reader comes to a new window of shards after many more."""
+SAMPLES = 32
+"""Rows of a shard of average size that are looked at, of those that a process reads of it. A shard that none of them is
+of is not told, and only found when it is read."""
 
 
 def shards_wanted(
@@ -21,7 +26,8 @@ def shards_wanted(
 ) -> Iterator[tuple[Manifest, ShardInfo]]:
     """Each shard that the units of `share` touch, once, by the first row of it that they come to.
 
-    `walk`'s row ids count through the rows of `manifests` in turn. Lazy: looks no further than it is asked for.
+    `walk`'s row ids count through the rows of `manifests` in turn. Lazy: looks no further than it is asked for. Of big
+    shards it looks at `SAMPLES` rows or so, since all it is for is what to bring ahead.
     """
     rows = [shard_rows(manifest) for manifest in manifests]
     stops = np.cumsum(np.concatenate(rows)) if rows else np.zeros(0, dtype=np.int64)
@@ -29,10 +35,11 @@ def shards_wanted(
     first = np.cumsum([0, *(len(one) for one in rows)])
     told = np.zeros(len(stops), dtype=bool)
     units, done, left = share.units(total), 0, len(stops)
-    step = max(1, LOOK_ROWS // share.unit)
+    look = FIRST_ROWS
+    every = max(1, total // max(1, SAMPLES * len(stops) * share.world_size * share.workers * share.unit))
     while done < units and left:
-        stop = min(units, done + step)
-        ids = walk.rows(share.positions(total, done, stop) % max(1, total))
+        stop, look = min(units, done + max(1, look // share.unit) * every), min(LOOK_ROWS, 2 * look)
+        ids = walk.rows(share.positions(total, done, stop, every) % max(1, total))
         met = np.searchsorted(stops, ids, side="right")
         fresh, place = np.unique(met, return_index=True)
         fresh = fresh[np.argsort(place)]

@@ -81,6 +81,22 @@ def test_nothing_runs_when_all_shards_are_here(far: tuple[Manifest, FarSource]) 
             assert feed_threads() == []
 
 
+def test_the_first_row_of_many_shards_that_are_all_here_waits_for_a_look_at_few(tmp_path: Path) -> None:
+    (tmp_path / "far").mkdir()
+    manifest, _ = number_split(tmp_path / "far", [5] * 300)
+    source = FarSource(tmp_path / "far", tmp_path / "store")
+    source.ahead_bytes = 1 << 30  # type: ignore[attr-defined]
+    for shard in manifest.shards:
+        source.path(manifest, shard)
+    for rows in (IterableDataset(manifest, source), IterableDataset(manifest, source).shuffle(1, mode="exact")):
+        source.looks = 0
+        iterator = iter(rows)
+        next(iterator)
+        assert source.looks < 200
+        assert len(list(iterator)) == 1499
+    holds_of(tmp_path / "store").close()
+
+
 def test_a_mix_of_two_sources_is_fed_from_both(far: tuple[Manifest, FarSource], tmp_path: Path) -> None:
     manifest, source = far
     other = FarSource(tmp_path / "far", tmp_path / "other")
