@@ -1,0 +1,221 @@
+"""Every node's agent, and what their stores hold: asked of them, told by them. No decision, and no job.
+
+Soft state: the stores are the truth, and a new coordinator asks them.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+import ray as untyped_ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from crucible.cache.store import Store
+from crucible.cluster.catalog import Catalog
+from crucible.cluster.executor import alive_nodes, reason_of
+from crucible.cluster.flights import Flights
+from crucible.cluster.prepare import Prepared, remember
+from crucible.errors import AgentUnavailable
+from crucible.manifest import Manifest
+from crucible.refs import NodeId, WorkItem
+from crucible.report import ItemResult
+from crucible.workers.daemon import Agent
+from crucible.workers.tasks import NAMESPACE
+
+ray: Any = untyped_ray  # its annotations know neither `exceptions` nor what a remote call returns
+
+AGENT_TIMEOUT_S = 60.0
+"""For an agent to start: an actor takes about a second here, a cold node with a slow disk much longer."""
+CALL_TIMEOUT_S = 10.0
+RETRY_S = 0.2
+
+
+class Agents:
+    """The agents of a cluster, started where there is none, and the catalog of their stores.
+
+    `embedded` says that this Ray is this process's own: agents then listen on the loopback address only. `store` is
+    this node's.
+
+    Concurrency: any method from any thread.
+    """
+
+    def __init__(self, store: Store, *, embedded: bool) -> None:
+        self._embedded, self._store = embedded, store
+        self._catalog = Catalog()
+        self._items = Catalog()
+        self._agents: dict[NodeId, tuple[Any, str]] = {}
+        self._lock = threading.RLock()
+        self._asking = threading.Lock()
+        """Held by whoever starts agents or asks all of them: one at a time, and `_lock` stays free meanwhile."""
+        self._news: list[tuple[NodeId, Sequence[str], str | None]] | None = None
+        """What landed while the stores were being asked; None when nobody asks."""
+        self.flights: Flights[ItemResult] = Flights()
+
+    # --- who there is
+
+    def ensure(self) -> None:
+        """Start an agent on every node that has none, and tell all of them of each other.
+
+        Every agent is asked for its url each time: one that Ray restarted listens on another port. A node that is dying
+        is asked until Ray knows it. Raises AgentUnavailable.
+        """
+        deadline = time.monotonic() + AGENT_TIMEOUT_S
+        with self._asking:
+            missing = alive_nodes()
+            with self._lock:
+                known = {node: url for node, (_, url) in self._agents.items()}
+                for node in self._agents.keys() - missing.keys():
+                    self._forget(node)
+            while problems := self._ask_agents(missing, deadline):
+                if time.monotonic() > deadline:
+                    node, problem = next(iter(problems.items()))
+                    raise AgentUnavailable(node[:12], reason_of(problem)) from problem
+                time.sleep(RETRY_S)
+                missing = {node: host for node, host in alive_nodes().items() if node in problems}
+            with self._lock:
+                agents = dict(self._agents)
+            if known != (now := {node: url for node, (_, url) in agents.items()}):
+                for agent, _ in agents.values():
+                    agent.set_peers.remote(list(now.values()))
+                self._introduce([agents[node][0] for node in now.keys() - known.keys()])
+
+    def _introduce(self, agents: Sequence[Any]) -> None:
+        """Tell agents of nodes that are new to us what was prefetched before they came. Nobody waits for it."""
+        names = self._store.names()
+        for manifest in self._store.manifests():
+            if (survey := self._store.get_survey(manifest.repo, manifest.variant)) is not None:
+                told = ray.put([manifest.to_json()])
+                for agent in agents:
+                    agent.keep.remote(told, sorted(names.get(manifest.id, ())), survey)
+
+    def _ask_agents(self, nodes: Mapping[NodeId, str], deadline: float) -> dict[NodeId, Exception]:
+        """Note the agents of `nodes`, started where there was none; those that may yet come, with what was wrong."""
+        problems: dict[NodeId, Exception] = {}
+        asked = [(node, agent, agent.address.remote()) for node in nodes for agent in [self._agent(node, nodes[node])]]
+        for node, agent, reply in asked:
+            try:
+                url = ray.get(reply, timeout=max(1.0, deadline - time.monotonic()))
+            except (ray.exceptions.RayActorError, ray.exceptions.ActorUnschedulableError) as error:
+                if getattr(error, "actor_init_failed", False):
+                    raise AgentUnavailable(node[:12], reason_of(error)) from error
+                problems[node] = error  # its node is dead, or so new that the one that was asked has not heard of it
+                with self._lock:
+                    self._forget(node)
+                continue
+            except ray.exceptions.RayError as error:
+                raise AgentUnavailable(node[:12], reason_of(error)) from error
+            with self._lock:
+                self._agents[node] = (agent, url)
+        return problems
+
+    def _forget(self, node: NodeId) -> None:
+        self._agents.pop(node, None)
+        self._catalog.drop(node)
+        self._items.drop(node)
+
+    def _agent(self, node: NodeId, host: str) -> Any:
+        if node in self._agents:
+            return self._agents[node][0]
+        return Agent.options(
+            name=agent_name(node),
+            namespace=NAMESPACE,
+            lifetime="detached",
+            get_if_exists=True,
+            memory=1,  # see `start_coordinator`
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
+        ).remote("127.0.0.1" if self._embedded else host)
+
+    def statuses(self) -> list[dict[str, object]]:
+        """One entry a node: its agent's status, or why there is none."""
+        self.ensure()
+        asked = [(node, agent.status.remote()) for node, (agent, _) in sorted(self._agents.items())]
+        found = []
+        for node, reply in asked:
+            try:
+                found.append({**ray.get(reply, timeout=CALL_TIMEOUT_S), "alive": True})
+            except ray.exceptions.RayError as error:
+                found.append({"node": node, "alive": False, "problem": reason_of(error)})
+        return found
+
+    def agent_url(self, node: NodeId) -> str | None:
+        with self._lock:
+            return self._agents[node][1] if node in self._agents else None
+
+    def weights(self) -> dict[NodeId, float]:
+        """node -> free bytes of its store, to a power of two: so coarse that placement does not flutter."""
+        with self._lock:
+            asked = [(node, agent.weight.remote()) for node, (agent, _) in self._agents.items()]
+        weights: dict[NodeId, float] = {}
+        for node, reply in asked:
+            try:
+                free = float(ray.get(reply, timeout=CALL_TIMEOUT_S))
+                weights[node] = 2.0 ** math.floor(math.log2(max(free, 1.0)))
+            except ray.exceptions.RayError:
+                continue  # no agent, no store: nothing can be born there
+        return weights
+
+    # --- what they hold
+
+    def rebuild(self) -> None:
+        """Ask every store what it holds. A node that does not answer in time keeps what was believed of it."""
+        with self._asking:
+            with self._lock:
+                asked = [(node, agent.report.remote()) for node, (agent, _) in self._agents.items()]
+                self._news = []
+            reports = {}
+            for node, reply in asked:
+                with suppress(ray.exceptions.RayError):
+                    reports[node] = ray.get(reply, timeout=AGENT_TIMEOUT_S)
+            with self._lock:
+                for node, (shards, items) in reports.items():
+                    self._catalog.replace(node, shards)
+                    self._items.replace(node, items)
+                news, self._news = self._news, None
+                for node, keys, item in news:  # a store that was asked before it landed did not know of it
+                    self.landed(node, keys, item)
+
+    def locate(self, keys: Sequence[str]) -> dict[str, list[str]]:
+        """shard key -> urls of agents that hold it."""
+        with self._lock:
+            return {
+                key: [self._agents[node][1] for node in sorted(self._catalog.holders(key)) if node in self._agents]
+                for key in keys
+            }
+
+    def where_done(self, item: WorkItem) -> NodeId | None:
+        """A node whose store has this item in full: doing it there moves nothing."""
+        with self._lock:
+            return min(self._items.holders(item.key) & self._agents.keys(), default=None)
+
+    def landed(self, node: NodeId, shards: Sequence[str], item: str | None = None) -> None:
+        """Shards that have just become visible on a node, and the item that they complete."""
+        with self._lock:
+            if self._news is not None:
+                self._news.append((node, shards, item))
+            self._catalog.add(node, shards)
+            if item is not None:
+                self._items.add(node, [item])
+
+    def all_held(self, manifests: Sequence[Manifest], replicas: int) -> bool:
+        """True if `replicas` nodes, or all there are, hold every shard."""
+        with self._lock:
+            wanted = min(replicas, len(self._agents))
+            return all(len(self._catalog.holders(s.key)) >= wanted for m in manifests for s in m.shards)
+
+    def share(self, prepared: Prepared, manifests: Sequence[Manifest]) -> None:
+        """Give every node the manifests. A node that cannot take them now asks its agent, or the Hub, later."""
+        remember(prepared, tuple(manifests), self._store)
+        data = [manifest.to_json() for manifest in manifests]
+        with self._lock:
+            agents = [agent for agent, _ in self._agents.values()]
+        calls = [agent.keep.remote(data, prepared.revisions, dict(prepared.survey)) for agent in agents]
+        ray.wait(calls, num_returns=len(calls), timeout=AGENT_TIMEOUT_S)
+
+
+def agent_name(node: NodeId) -> str:
+    return f"crucible-agent-{node}"
