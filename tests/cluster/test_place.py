@@ -5,7 +5,6 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crucible.cluster.catalog import Catalog
 from crucible.cluster.place import SLACK, assign, replica_targets, successor
 from crucible.cluster.plan import file_requests, item_requests, plan_items
 from crucible.cluster.resolve import ResolvedSplit
@@ -128,14 +127,3 @@ def test_many_small_lfs_files_of_an_item_are_one_request_each_and_a_few_for_thei
     big, regular = SourceFile("b", 3 << 20, "f" * 64, True), SourceFile("r", 100, "0" * 40, False)
     assert item_requests([*small, big, regular], part_bytes=1 << 20, streams=8) == 2 + 150 + (1 + 3) + 1
     assert item_requests([*small[:15], big, regular], part_bytes=1 << 20, streams=8) == 15 * 2 + (1 + 3) + 1
-
-
-def test_the_catalog_forgets_a_node_and_keeps_the_others() -> None:
-    catalog = Catalog()
-    catalog.add(NodeId("a"), ["x", "y"])
-    catalog.add(NodeId("b"), ["y"])
-    catalog.drop(NodeId("a"))
-    assert catalog.holders("x") == set()
-    assert catalog.holders("y") == {NodeId("b")}
-    catalog.replace(NodeId("b"), ["z"])
-    assert (len(catalog), catalog.holders("z")) == (1, {NodeId("b")})
