@@ -17,8 +17,11 @@ CrucibleError
 │   ├── DiskFull  StoreReadOnly  StoreVersion
 ├── ManifestError                      a manifest that is missing, altered or from another version
 ├── StateMismatch                      a state_dict of another dataset
+├── BundleError                        an exported bundle that is not whole, not right or not ours
+├── LockMismatch                       what was to be the same as in a lock file is not
 └── ClusterError                       Ray, the coordinator or an agent
     ├── ClusterUnreachable  AgentUnavailable
+    ├── VersionSkew                    a node, process or store of versions that do not go together
     └── PrefetchFailed                 the job that a reader waited for
 
 An error keeps its facts as attributes and says what, where and what next in `__str__`. `args` equal the
@@ -31,9 +34,20 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-
-class CrucibleError(Exception):
-    """Base of all errors of this package."""
+from crucible.failure import CrucibleError as CrucibleError
+from crucible.repo_errors import BadCredentials as BadCredentials
+from crucible.repo_errors import ConfigNotFound as ConfigNotFound
+from crucible.repo_errors import ConfigRequired as ConfigRequired
+from crucible.repo_errors import DisabledRepo as DisabledRepo
+from crucible.repo_errors import EntryNotFound as EntryNotFound
+from crucible.repo_errors import GatedRepo as GatedRepo
+from crucible.repo_errors import InvalidCard as InvalidCard
+from crucible.repo_errors import NoDataFiles as NoDataFiles
+from crucible.repo_errors import RepoError as RepoError
+from crucible.repo_errors import RepoNotFound as RepoNotFound
+from crucible.repo_errors import RevisionNotFound as RevisionNotFound
+from crucible.repo_errors import ScriptRepo as ScriptRepo
+from crucible.repo_errors import SplitNotFound as SplitNotFound
 
 
 class UsageError(CrucibleError, ValueError):
@@ -45,128 +59,6 @@ class UsageError(CrucibleError, ValueError):
 
     def __str__(self) -> str:
         return self.message
-
-
-class RepoError(CrucibleError):
-    """The Hub has no such thing, or not for this user."""
-
-
-class RepoNotFound(RepoError):
-    """No repo of this name that this token may see (the Hub does not tell the two apart)."""
-
-    def __init__(self, repo: str, endpoint: str, hint: str = "") -> None:
-        super().__init__(repo, endpoint, hint)
-        self.repo, self.endpoint, self.hint = repo, endpoint, hint
-
-    def __str__(self) -> str:
-        hint = self.hint or "check the spelling; if it is private, set HF_TOKEN"
-        return f"{self.repo}: no such repo on {self.endpoint} ({hint})"
-
-
-class RevisionNotFound(RepoError):
-    def __init__(self, repo: str, revision: str, known: Sequence[str] = ()) -> None:
-        super().__init__(repo, revision, tuple(known))
-        self.repo, self.revision, self.known = repo, revision, tuple(known)
-
-    def __str__(self) -> str:
-        known = f"; there are {', '.join(self.known)}" if self.known else ""
-        return f"{self.repo}: no revision {self.revision!r}{known}"
-
-
-class EntryNotFound(RepoError):
-    def __init__(self, repo: str, revision: str, path: str) -> None:
-        super().__init__(repo, revision, path)
-        self.repo, self.revision, self.path = repo, revision, path
-
-    def __str__(self) -> str:
-        return f"{self.repo}@{self.revision[:12]}: no file {self.path!r}"
-
-
-class GatedRepo(RepoError):
-    def __init__(self, repo: str, endpoint: str, signed_in: bool) -> None:
-        super().__init__(repo, endpoint, signed_in)
-        self.repo, self.endpoint, self.signed_in = repo, endpoint, signed_in
-
-    def __str__(self) -> str:
-        todo = "this token has no access: ask for it" if self.signed_in else "set HF_TOKEN, and ask for access"
-        return f"{self.repo}: gated; {todo} at {self.endpoint}/{self.repo}"
-
-
-class DisabledRepo(RepoError):
-    def __init__(self, repo: str) -> None:
-        super().__init__(repo)
-        self.repo = repo
-
-    def __str__(self) -> str:
-        return f"{self.repo}: disabled by the Hub; nothing can be read from it"
-
-
-class BadCredentials(RepoError):
-    def __init__(self, endpoint: str) -> None:
-        super().__init__(endpoint)
-        self.endpoint = endpoint
-
-    def __str__(self) -> str:
-        return f"{self.endpoint} refused the token; set a valid HF_TOKEN, or unset it for public repos"
-
-
-class ConfigNotFound(RepoError):
-    def __init__(self, repo: str, config: str, known: Sequence[str]) -> None:
-        super().__init__(repo, config, tuple(known))
-        self.repo, self.config, self.known = repo, config, tuple(known)
-
-    def __str__(self) -> str:
-        return f"{self.repo}: no config {self.config!r}; there are: {', '.join(self.known)}"
-
-
-class ConfigRequired(RepoError):
-    def __init__(self, repo: str, known: Sequence[str]) -> None:
-        super().__init__(repo, tuple(known))
-        self.repo, self.known = repo, tuple(known)
-
-    def __str__(self) -> str:
-        return f"{self.repo}: choose a config (none is the default); there are: {', '.join(self.known)}"
-
-
-class SplitNotFound(RepoError):
-    def __init__(self, repo: str, config: str, split: str, known: Sequence[str]) -> None:
-        super().__init__(repo, config, split, tuple(known))
-        self.repo, self.config, self.split, self.known = repo, config, split, tuple(known)
-
-    def __str__(self) -> str:
-        return f"{self.repo} (config {self.config!r}): no split {self.split!r}; there are: {', '.join(self.known)}"
-
-
-class NoDataFiles(RepoError):
-    def __init__(self, repo: str, looked_for: str) -> None:
-        super().__init__(repo, looked_for)
-        self.repo, self.looked_for = repo, looked_for
-
-    def __str__(self) -> str:
-        return f"{self.repo}: no data files found ({self.looked_for})"
-
-
-class ScriptRepo(RepoError):
-    """A dataset defined by a Python script. Nothing from a repo is ever executed."""
-
-    def __init__(self, repo: str, script: str, convert_ref: str = "") -> None:
-        super().__init__(repo, script, convert_ref)
-        self.repo, self.script, self.convert_ref = repo, script, convert_ref
-
-    def __str__(self) -> str:
-        todo = f"use --revision {self.convert_ref}" if self.convert_ref else "no parquet branch is there to use instead"
-        return f"{self.repo}: defined by {self.script}, which crucible never runs; {todo}"
-
-
-class InvalidCard(RepoError):
-    """README.md metadata that contradicts itself."""
-
-    def __init__(self, repo: str, path: str, problem: str) -> None:
-        super().__init__(repo, path, problem)
-        self.repo, self.path, self.problem = repo, path, problem
-
-    def __str__(self) -> str:
-        return f"{self.repo}/{self.path}: {self.problem}"
 
 
 class OfflineMode(CrucibleError):
@@ -341,6 +233,30 @@ class StateMismatch(CrucibleError):
         )
 
 
+class BundleError(CrucibleError):
+    """A bundle or a lock file that cannot be taken. Nothing of it that was not checked is visible in the store."""
+
+    def __init__(self, bundle: str, member: str, problem: str) -> None:
+        super().__init__(bundle, member, problem)
+        self.bundle, self.member, self.problem = bundle, member, problem
+
+    def __str__(self) -> str:
+        member = f", {self.member}" if self.member else ""
+        return f"bundle {self.bundle}{member}: {self.problem}"
+
+
+class LockMismatch(CrucibleError):
+    """A job was to give exactly what a lock file says, and does not."""
+
+    def __init__(self, what: str, locked: str, found: str, hint: str = "") -> None:
+        super().__init__(what, locked, found, hint)
+        self.what, self.locked, self.found, self.hint = what, locked, found, hint
+
+    def __str__(self) -> str:
+        hint = f"; {self.hint}" if self.hint else ""
+        return f"{self.what}: the lock file says {self.locked}, here it is {self.found}{hint}"
+
+
 class ClusterError(CrucibleError):
     """Ray, the coordinator or an agent."""
 
@@ -361,6 +277,17 @@ class AgentUnavailable(ClusterError):
 
     def __str__(self) -> str:
         return f"agent of node {self.node}: {self.reason}"
+
+
+class VersionSkew(ClusterError):
+    """Two sides whose versions do not go together. Whatever the one asked, the other did not do."""
+
+    def __init__(self, where: str, what: str, theirs: str, ours: str, todo: str) -> None:
+        super().__init__(where, what, theirs, ours, todo)
+        self.where, self.what, self.theirs, self.ours, self.todo = where, what, theirs, ours, todo
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what} {self.theirs}, here it is {self.ours}; {self.todo}"
 
 
 class PrefetchFailed(ClusterError):
