@@ -145,6 +145,12 @@ def node_settings() -> Settings:
     return Settings.from_env({name: value for name, value in os.environ.items() if name not in launchers})
 
 
+def failpoint_folder(environ: Mapping[str, str] | None = None) -> Path | None:
+    """Where tests arm failpoints (CRUCIBLE_FAILPOINTS); see `failpoints`."""
+    folder = (os.environ if environ is None else environ).get("CRUCIBLE_FAILPOINTS")
+    return Path(folder) if folder else None
+
+
 def home_dir(env: Mapping[str, str]) -> Path:
     """CRUCIBLE_HOME, else `crucible` in the user's cache folder."""
     if env.get("CRUCIBLE_HOME"):

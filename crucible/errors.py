@@ -14,7 +14,7 @@ CrucibleError
 ├── ConversionError                    a source file is not what its name says
 │   ├── CorruptFile  SchemaConflict  UnsupportedFormat  RowsMismatch
 ├── StoreError (OSError)               this node's disk
-│   ├── DiskFull  StoreReadOnly  StoreVersion
+│   ├── DiskFull  NoRoom  StoreReadOnly  StoreVersion
 ├── ManifestError                      a manifest that is missing, altered or from another version
 ├── StateMismatch                      a state_dict of another dataset
 ├── BundleError                        an exported bundle that is not whole, not right or not ours
@@ -22,7 +22,9 @@ CrucibleError
 └── ClusterError                       Ray, the coordinator or an agent
     ├── ClusterUnreachable  AgentUnavailable
     ├── VersionSkew                    a node, process or store of versions that do not go together
-    └── PrefetchFailed                 the job that a reader waited for
+    ├── PrefetchFailed                 the job that a reader waited for
+    ├── StaleCoordinator               another coordinator acts in this cluster: the older one's word counts no more
+    └── JobUnknown  TokenForgotten     what a coordinator that was started again does not know any more
 
 An error keeps its facts as attributes and says what, where and what next in `__str__`. `args` equal the
 constructor's arguments, because errors cross Ray by pickling and a class that passes one formatted string to its
@@ -180,17 +182,25 @@ class RowsMismatch(ConversionError):
 
 
 class StoreError(CrucibleError, OSError):
-    """This node's disk. An OSError child takes its first arguments for errno and filename, so `__reduce__` is ours."""
+    """A node's disk. An OSError child takes its first arguments for errno and filename, so `__reduce__` is ours.
 
-    def __init__(self, path: str, problem: str = "") -> None:
+    `node` is the host whose disk it is, where that was known when it was raised.
+    """
+
+    def __init__(self, path: str, problem: str = "", node: str = "") -> None:
         super().__init__()
-        self.path, self.problem = path, problem
+        self.path, self.problem, self.node = path, problem, node
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        return (type(self), (self.path, self.problem))
+        return (type(self), (self.path, self.problem, self.node))
+
+    @property
+    def place(self) -> str:
+        """The path, and the host that it is on."""
+        return f"{self.path} (on {self.node})" if self.node else self.path
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.problem}"
+        return f"{self.place}: {self.problem}"
 
 
 _PLACE = "CRUCIBLE_HOME (or HF_HUB_CACHE, for a file of the Hub cache)"
@@ -199,17 +209,35 @@ _PLACE = "CRUCIBLE_HOME (or HF_HUB_CACHE, for a file of the Hub cache)"
 class DiskFull(StoreError):
     def __str__(self) -> str:
         need = f" ({self.problem})" if self.problem else ""
-        return f"{self.path}: no space left on this disk{need}; free some, or set {_PLACE} elsewhere"
+        return f"{self.place}: no space left on this disk{need}; free some, or set {_PLACE} elsewhere"
+
+
+class NoRoom(DiskFull):
+    """Something was not begun, because it would not fit. Another node may have the room."""
+
+    def __init__(self, path: str, node: str, what: str, need: int, left: int, why: str) -> None:
+        """`need` and `left` in bytes; `why` says what bounds the room, and why nothing could go to make more."""
+        super().__init__(path, f"{what} needs {need:,} bytes, {left:,} are left", node)
+        self.what, self.need, self.left, self.why = what, need, left, why
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return (type(self), (self.path, self.node, self.what, self.need, self.left, self.why))
+
+    def __str__(self) -> str:
+        return (
+            f"{self.place}: no room for {self.what}: it needs {self.need:,} bytes, and {self.left:,} are left "
+            f"({self.why}); unpin or evict something (`crucible evict`), raise CRUCIBLE_QUOTA, or add nodes or disk"
+        )
 
 
 class StoreReadOnly(StoreError):
     def __str__(self) -> str:
-        return f"{self.path}: cannot be written ({self.problem or 'read-only'}); set {_PLACE} elsewhere"
+        return f"{self.place}: cannot be written ({self.problem or 'read-only'}); set {_PLACE} elsewhere"
 
 
 class StoreVersion(StoreError):
     def __str__(self) -> str:
-        return f"{self.path}: {self.problem}; use the crucible that made it, or another CRUCIBLE_HOME"
+        return f"{self.place}: {self.problem}; use the crucible that made it, or another CRUCIBLE_HOME"
 
 
 class ManifestError(CrucibleError):
@@ -299,3 +327,40 @@ class PrefetchFailed(ClusterError):
 
     def __str__(self) -> str:
         return f"job {self.job}, which was bringing these rows, failed: {self.reason} (start it again, or this reader)"
+
+
+class StaleCoordinator(ClusterError):
+    """A coordinator that another one has taken over from: nobody does what it says any more, and it stops."""
+
+    def __init__(self, who: str, epoch: int, newest: int) -> None:
+        super().__init__(who, epoch, newest)
+        self.who, self.epoch, self.newest = who, epoch, newest
+
+    def __str__(self) -> str:
+        return (
+            f"{self.who} refused the coordinator of epoch {self.epoch}: that of epoch {self.newest} has taken over, "
+            "and goes on with its jobs; ask that one (`crucible jobs`)"
+        )
+
+
+class JobUnknown(ClusterError):
+    def __init__(self, job: str) -> None:
+        super().__init__(job)
+        self.job = job
+
+    def __str__(self) -> str:
+        return f"job {self.job}: this cluster's coordinator does not know it; start it again: what is done counts"
+
+
+class TokenForgotten(ClusterError):
+    """A job that was gone on with after its coordinator died cannot get what the driver's token was needed for."""
+
+    def __init__(self, job: str, reason: str) -> None:
+        super().__init__(job, reason)
+        self.job, self.reason = job, reason
+
+    def __str__(self) -> str:
+        return (
+            f"job {self.job} went on under a new coordinator, without the token that its driver had given: a token is "
+            f"kept in memory only. {self.reason}. Start it again with HF_TOKEN set, or set it on the nodes"
+        )
