@@ -5,11 +5,15 @@ Soft state: the stores are the truth, and a new coordinator asks them.
 
 from __future__ import annotations
 
+import logging
 import math
+import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import ray as untyped_ray
@@ -20,10 +24,12 @@ from crucible.cluster.catalog import Catalog
 from crucible.cluster.executor import alive_nodes, reason_of
 from crucible.cluster.flights import Flights
 from crucible.cluster.prepare import Prepared, remember
+from crucible.cluster.skew import Clock, Verdict, judge
 from crucible.errors import AgentUnavailable
 from crucible.manifest import Manifest
 from crucible.refs import NodeId, WorkItem
 from crucible.report import ItemResult
+from crucible.versions import Versions, versions_here
 from crucible.workers.daemon import Agent
 from crucible.workers.tasks import NAMESPACE
 
@@ -33,6 +39,7 @@ AGENT_TIMEOUT_S = 60.0
 """For an agent to start: an actor takes about a second here, a cold node with a slow disk much longer."""
 CALL_TIMEOUT_S = 10.0
 RETRY_S = 0.2
+_log = logging.getLogger(__name__)
 
 
 class Agents:
@@ -49,10 +56,12 @@ class Agents:
         self._catalog = Catalog()
         self._items = Catalog()
         self._agents: dict[NodeId, tuple[Any, str]] = {}
+        self._verdicts: dict[NodeId, Verdict] = {}
+        """Of every node that has answered: one that is refused is in here and not among the agents."""
         self._lock = threading.RLock()
         self._asking = threading.Lock()
         """Held by whoever starts agents or asks all of them: one at a time, and `_lock` stays free meanwhile."""
-        self._news: list[tuple[NodeId, Sequence[str], str | None]] | None = None
+        self._news: list[tuple[NodeId, Mapping[str, int], str | None]] | None = None
         """What landed while the stores were being asked; None when nobody asks."""
         self.flights: Flights[ItemResult] = Flights()
 
@@ -71,6 +80,7 @@ class Agents:
                 known = {node: url for node, (_, url) in self._agents.items()}
                 for node in self._agents.keys() - missing.keys():
                     self._forget(node)
+                self._verdicts = {node: one for node, one in self._verdicts.items() if node in missing}
             while problems := self._ask_agents(missing, deadline):
                 if time.monotonic() > deadline:
                     node, problem = next(iter(problems.items()))
@@ -96,10 +106,11 @@ class Agents:
     def _ask_agents(self, nodes: Mapping[NodeId, str], deadline: float) -> dict[NodeId, Exception]:
         """Note the agents of `nodes`, started where there was none; those that may yet come, with what was wrong."""
         problems: dict[NodeId, Exception] = {}
-        asked = [(node, agent, agent.address.remote()) for node in nodes for agent in [self._agent(node, nodes[node])]]
+        began = time.time()
+        asked = [(node, agent, hello(agent)) for node in nodes for agent in [self._agent(node, nodes[node])]]
         for node, agent, reply in asked:
             try:
-                url = ray.get(reply, timeout=max(1.0, deadline - time.monotonic()))
+                told = heard(reply, max(1.0, deadline - time.monotonic()))
             except (ray.exceptions.RayActorError, ray.exceptions.ActorUnschedulableError) as error:
                 if getattr(error, "actor_init_failed", False):
                     raise AgentUnavailable(node[:12], reason_of(error)) from error
@@ -109,12 +120,37 @@ class Agents:
                 continue
             except ray.exceptions.RayError as error:
                 raise AgentUnavailable(node[:12], reason_of(error)) from error
+            verdict = self._judge(agent, told, Clock.compared(began, float(told.get("clock", began)), time.time()))
+            if verdict.reasons != self._verdicts.get(node, Verdict()).reasons:
+                _log.warning("node %s: %s", node[:12], "; ".join(verdict.reasons) or "its versions agree again")
             with self._lock:
-                self._agents[node] = (agent, url)
+                self._verdicts[node] = verdict
+                if verdict.refused is None:
+                    self._agents[node] = (agent, str(told["url"]))
+                else:
+                    self._forget(node)
         return problems
+
+    def _judge(self, agent: Any, told: Mapping[str, Any], clock: Clock) -> Verdict:
+        mine, theirs = versions_here(), Versions.heard(told)
+        problem = str(told.get("store_problem", ""))
+        verdict = judge(mine, theirs, clock=clock, store_problem=problem)
+        if verdict.works or verdict.refused is not None:
+            return verdict
+        same = False
+        with suppress(ray.exceptions.RayError):  # a pyarrow that cannot even read the sample
+            same = ray.get(agent.sample.remote(), timeout=AGENT_TIMEOUT_S) == own_sample()
+        return judge(mine, theirs, clock=clock, same_bytes=same)
+
+    def notes(self) -> tuple[str, ...]:
+        """What is wrong with the versions or the clock of a node, one line each."""
+        with self._lock:
+            return tuple(f"node {node[:12]}: {why}" for node, one in self._verdicts.items() for why in one.reasons)
 
     def _forget(self, node: NodeId) -> None:
         self._agents.pop(node, None)
+        if (verdict := self._verdicts.get(node)) is not None and verdict.refused is None:
+            del self._verdicts[node]  # else it is why there is no agent
         self._catalog.drop(node)
         self._items.drop(node)
 
@@ -137,10 +173,12 @@ class Agents:
         found = []
         for node, reply in asked:
             try:
-                found.append({**ray.get(reply, timeout=CALL_TIMEOUT_S), "alive": True})
+                notes = self._verdicts.get(node, Verdict()).reasons
+                found.append({**ray.get(reply, timeout=CALL_TIMEOUT_S), "alive": True, "notes": notes})
             except ray.exceptions.RayError as error:
                 found.append({"node": node, "alive": False, "problem": reason_of(error)})
-        return found
+        refused = {node: one.refused for node, one in self._verdicts.items() if one.refused is not None}
+        return found + [{"node": node, "alive": False, "problem": f"refused: {why}"} for node, why in refused.items()]
 
     def agent_url(self, node: NodeId) -> str | None:
         with self._lock:
@@ -149,7 +187,8 @@ class Agents:
     def weights(self) -> dict[NodeId, float]:
         """node -> free bytes of its store, to a power of two: so coarse that placement does not flutter."""
         with self._lock:
-            asked = [(node, agent.weight.remote()) for node, (agent, _) in self._agents.items()]
+            working = [node for node in self._agents if self._verdicts.get(node, Verdict()).works]
+            asked = [(node, self._agents[node][0].weight.remote()) for node in working]
         weights: dict[NodeId, float] = {}
         for node, reply in asked:
             try:
@@ -173,7 +212,7 @@ class Agents:
                     reports[node] = ray.get(reply, timeout=AGENT_TIMEOUT_S)
             with self._lock:
                 for node, (shards, items) in reports.items():
-                    self._catalog.replace(node, shards)
+                    self._catalog.replace(node, shards, shards.values())
                     self._items.replace(node, items)
                 news, self._news = self._news, None
                 for node, keys, item in news:  # a store that was asked before it landed did not know of it
@@ -192,12 +231,12 @@ class Agents:
         with self._lock:
             return min(self._items.holders(item.key) & self._agents.keys(), default=None)
 
-    def landed(self, node: NodeId, shards: Sequence[str], item: str | None = None) -> None:
-        """Shards that have just become visible on a node, and the item that they complete."""
+    def landed(self, node: NodeId, shards: Mapping[str, int], item: str | None = None) -> None:
+        """Shards that have just become visible on a node, by key, with their bytes; and the item that they complete."""
         with self._lock:
             if self._news is not None:
                 self._news.append((node, shards, item))
-            self._catalog.add(node, shards)
+            self._catalog.add(node, shards, shards.values())
             if item is not None:
                 self._items.add(node, [item])
 
@@ -215,6 +254,32 @@ class Agents:
             agents = [agent for agent, _ in self._agents.values()]
         calls = [agent.keep.remote(data, prepared.revisions, dict(prepared.survey)) for agent in agents]
         ray.wait(calls, num_returns=len(calls), timeout=AGENT_TIMEOUT_S)
+
+
+def hello(agent: Any) -> Any:
+    """Ask an agent who it is; None where it is of a version that cannot say."""
+    ask = getattr(agent, "hello", None)
+    return None if ask is None else ask.remote()
+
+
+def heard(reply: Any, wait_s: float) -> Mapping[str, Any]:
+    """What it said; nothing from one that cannot say. Raises a RayError."""
+    try:
+        told = {} if reply is None else ray.get(reply, timeout=wait_s)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, AttributeError):
+            return {}
+        raise
+    return told if isinstance(told, Mapping) else {}
+
+
+@cache
+def own_sample() -> str:
+    """What this process makes of the sample that nodes with another pyarrow are asked to convert."""
+    from crucible.workers.sample import sample_digest
+
+    with tempfile.TemporaryDirectory() as folder:
+        return sample_digest(Path(folder))
 
 
 def agent_name(node: NodeId) -> str:

@@ -71,7 +71,7 @@ class CoordinatorCore:
 
     def made(self, job: str, node: NodeId, item: str, shard: ShardInfo) -> None:
         """A shard is visible on a node, though its item is not done."""
-        self._agents.landed(node, [shard.key])
+        self._agents.landed(node, {shard.key: shard.size})
         if (record := self._jobs.get(job)) is not None:
             record.readers.made(item, shard)
 

@@ -40,7 +40,7 @@ class Owner(Protocol):
 
     def agent_url(self, node: NodeId) -> str | None: ...
 
-    def landed(self, node: NodeId, shards: Sequence[str], item: str | None = None) -> None: ...
+    def landed(self, node: NodeId, shards: Mapping[str, int], item: str | None = None) -> None: ...
 
 
 class RayExecutor:
@@ -83,7 +83,7 @@ class RayExecutor:
 
         def landed(done: Future[Counts]) -> None:
             if done.exception() is None:
-                self._owner.landed(command.node, [command.shard.key])
+                self._owner.landed(command.node, {command.shard.key: command.shard.size})
 
         future.add_done_callback(landed)
         return future
@@ -106,7 +106,7 @@ class RayExecutor:
     def _landed(self, done: Future[ItemResult]) -> None:
         if done.exception() is None:
             result = done.result()
-            self._owner.landed(result.node, [shard.key for shard in result.shards], result.key)
+            self._owner.landed(result.node, {shard.key: shard.size for shard in result.shards}, result.key)
 
 
 def alive_nodes() -> dict[NodeId, str]:

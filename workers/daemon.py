@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,9 +11,10 @@ import ray as untyped_ray
 
 from crucible.cache.store import Store
 from crucible.config import node_settings
-from crucible.errors import CrucibleError
+from crucible.errors import CrucibleError, StoreVersion
 from crucible.manifest import manifest_from_json
 from crucible.refs import RepoRef
+from crucible.versions import versions_here
 from crucible.workers.asking import request_from_json
 from crucible.workers.secret import keep_secret
 from crucible.workers.serve import AgentAddress, AgentServer, store_status, write_address
@@ -31,13 +33,39 @@ class AgentCore:
     """
 
     def __init__(self, host: str) -> None:
-        self._store = Store(node_settings().home)
-        self._node = this_node()
+        self._node, self._host, self._problem = this_node(), host, ""
+        self._begin(host)
+
+    def _begin(self, host: str) -> None:
+        """Open the store and serve it. One of a layout that this crucible does not know is left alone: see `hello`."""
+        try:
+            self._store = Store(node_settings().home)
+        except StoreVersion as error:
+            self._problem = str(error)
+            return
+        self._problem = ""
         # asked for, not passed in: an actor's arguments are kept and shown by more parts of Ray than its replies
         secret = ray.get(coordinator().secret.remote(), timeout=ASK_TIMEOUT_S)
         keep_secret(self._store, secret)
         self._server = AgentServer(self._store, secret, self._node, host, 0, self._locate, self._ask)
         self.set_peers([])
+
+    def hello(self) -> dict[str, Any]:
+        """Who answers: versions, the time in seconds since 1970, url, and why the store cannot be served, if so.
+
+        Plain values, because whoever asks may be of another version.
+        """
+        if self._problem:
+            self._begin(self._host)
+        url = "" if self._problem else self._server.url
+        return {**versions_here().told(), "url": url, "store_problem": self._problem, "clock": time.time()}
+
+    def sample(self) -> str:
+        """What this node makes of the sample: see `workers.sample`."""
+        from crucible.workers.sample import sample_digest  # pyarrow: 0.25 s and 90 MB that only a mixed cluster pays
+
+        with self._store.workspace() as folder:
+            return sample_digest(folder)
 
     def address(self) -> str:
         return self._server.url
@@ -47,9 +75,9 @@ class AgentCore:
         peers = tuple(url for url in urls if url != self._server.url)
         write_address(self._store, AgentAddress(self._server.url, self._node, os.getpid(), peers))
 
-    def report(self) -> tuple[list[str], list[str]]:
-        """(shard keys, item keys) that the store holds, for the catalog."""
-        return [key for key, _ in self._store.shards()], list(self._store.item_keys())
+    def report(self) -> tuple[dict[str, int], list[str]]:
+        """(bytes of each shard by its key, item keys) that the store holds, for the catalog."""
+        return dict(self._store.shards()), list(self._store.item_keys())
 
     def status(self) -> dict[str, object]:
         return store_status(self._store, self._node, self._server.url)
