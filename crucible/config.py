@@ -12,11 +12,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from crucible.cache.quota import Quota
 from crucible.errors import UsageError
 from crucible.launch import LAUNCHERS, rank_of_environment
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
 _TRUE = {"1", "ON", "YES", "TRUE"}
+_PERCENT = re.compile(r"(\d+(?:\.\d+)?)\s*%")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:I?B)?", re.IGNORECASE)
 
 
@@ -80,6 +82,14 @@ class Settings:
     """Bytes of shards that a reader has fetched and not opened yet; 0: it fetches none ahead (CRUCIBLE_AHEAD)."""
     mirrors: tuple[str, ...] = ()
     """Endpoints that serve the same repos and are asked before the Hub, without a token (CRUCIBLE_MIRRORS)."""
+    tls: Path | None = None
+    """Folder of this node's certificates, if its cluster speaks TLS between nodes (CRUCIBLE_TLS; `workers.tls`)."""
+    agent_ports: tuple[int, int] = (0, 0)
+    """First and last port that an agent may listen on; 0 is any that is free (CRUCIBLE_AGENT_PORT)."""
+    quota: Quota = Quota()
+    """What this node's store may take of its disk (CRUCIBLE_QUOTA)."""
+    scrub_rate: int = 8 << 20
+    """Bytes a second that the agent reads to look for shards that have rotted; 0: it does not (CRUCIBLE_SCRUB_RATE)."""
     xet: bool = False
     """Ask Xet storage before the Hub's HTTP, where a file is in it (CRUCIBLE_XET, unless HF_HUB_DISABLE_XET)."""
 
@@ -114,6 +124,10 @@ class Settings:
             mirrors=tuple(
                 check_endpoint(part.strip()) for part in env.get("CRUCIBLE_MIRRORS", "").split(",") if part.strip()
             ),
+            tls=_tls(env),
+            agent_ports=_ports(env, "CRUCIBLE_AGENT_PORT"),
+            quota=_quota(env),
+            scrub_rate=_size(env, "CRUCIBLE_SCRUB_RATE", 8 << 20, least=0),
             xet=_flag(env, "CRUCIBLE_XET") and not _flag(env, "HF_HUB_DISABLE_XET"),
         )
 
@@ -156,6 +170,30 @@ def home_dir(env: Mapping[str, str]) -> Path:
     if env.get("CRUCIBLE_HOME"):
         return Path(env["CRUCIBLE_HOME"]).expanduser().absolute()
     return _cache_home(env) / "crucible"
+
+
+def _tls(env: Mapping[str, str]) -> Path | None:
+    """CRUCIBLE_TLS: `1` is `tls` in the store, which crucible fills; a folder is one that somebody else filled."""
+    said = env.get("CRUCIBLE_TLS", "")
+    if said.upper() in _TRUE:
+        return home_dir(env) / "tls"
+    if said.upper() in ("", "0", "OFF", "NO", "FALSE"):
+        return None
+    if not Path(said).expanduser().is_dir():
+        raise UsageError(f"CRUCIBLE_TLS={said!r} is neither 1 nor a folder with this node's certificates")
+    return Path(said).expanduser().absolute()
+
+
+def _ports(env: Mapping[str, str], name: str) -> tuple[int, int]:
+    """`7000` or `7000-7015`, both included."""
+    first, _, last = env.get(name, "0").replace(" ", "").partition("-")
+    try:
+        ports = int(first), int(last or first)
+    except ValueError:
+        ports = -1, -1
+    if not 0 <= ports[0] <= ports[1] <= 65535:
+        raise UsageError(f"{name}={env[name]!r} is no port or range of ports; write it like 7000 or 7000-7015")
+    return ports
 
 
 def _cache_home(env: Mapping[str, str]) -> Path:
@@ -201,6 +239,17 @@ def parse_size(text: str, name: str) -> int:
     if match is None:
         raise UsageError(f"{name}={text!r} is not a size; write it like 64MiB")
     return int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))
+
+
+def _quota(env: Mapping[str, str]) -> Quota:
+    text = env.get("CRUCIBLE_QUOTA", "").strip()
+    if not text:
+        return Quota()
+    if (match := _PERCENT.fullmatch(text)) is None:
+        return Quota(size=_size(env, "CRUCIBLE_QUOTA", 0))
+    if not 0 < float(match[1]) <= 100:
+        raise UsageError(f"CRUCIBLE_QUOTA={text!r} must be more than 0 % and at most 100 %")
+    return Quota(share=float(match[1]) / 100)
 
 
 def _flag(env: Mapping[str, str], name: str) -> bool:

@@ -1,32 +1,37 @@
-"""What every writer of this package needs of a disk: its complaints as our errors, and renames that last."""
+"""What every writer of this package needs of a disk: its complaints as our errors, writes and renames that last."""
 
 from __future__ import annotations
 
 import errno
 import os
+import secrets
+import shutil
+import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from crucible.errors import DiskFull, StoreError, StoreReadOnly
 
 LOCK_WAIT_S = 900.0
 """Longer than one work item takes on a slow link; a healthy holder is done by then."""
+_HEX = frozenset("0123456789abcdef")
 
 
 @contextmanager
 def disk_errors(path: Path, need: str = "") -> Iterator[None]:
-    """Translate what a disk says into DiskFull, StoreReadOnly or StoreError naming `path`."""
+    """Translate what a disk says into DiskFull, StoreReadOnly or StoreError naming `path`, this host and the `need`."""
     try:
         yield
     except StoreError:
         raise
     except OSError as error:
+        host = socket.gethostname()
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskFull(str(path), need) from error
+            raise DiskFull(str(path), need, host) from error
         if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-            raise StoreReadOnly(str(path), os.strerror(error.errno)) from error
-        raise StoreError(str(path), str(error)) from error
+            raise StoreReadOnly(str(path), os.strerror(error.errno), host) from error
+        raise StoreError(str(path), str(error), host) from error
 
 
 def fsync_folder(folder: Path) -> None:
@@ -36,3 +41,67 @@ def fsync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def write_atomic(path: Path, data: bytes, mode: int = 0o644) -> None:
+    """Give `path` this content by a rename. Raises OSError, and leaves then what was there before."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    try:
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def is_key(text: str) -> bool:
+    """True for what may name a shard, an item or a manifest: 64 lower-case hex digits. Nothing else reaches a path."""
+    return len(text) == 64 and _HEX.issuperset(text)
+
+
+def key_files(root: Path, kind: str) -> Iterator[os.DirEntry[str]]:
+    """Files named <key>.<kind> in the two-letter folders under `root`, in no order."""
+    with suppress(FileNotFoundError), os.scandir(root) as folders:
+        for folder in folders:
+            with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
+                for entry in entries:
+                    key, dot, suffix = entry.name.partition(".")
+                    if dot and suffix == kind and is_key(key):
+                        yield entry
+
+
+def disk_of(path: Path) -> Path:
+    """The nearest folder above `path`, or itself, that there is."""
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return path
+
+
+def dead_workspaces(root: Path) -> Iterator[Path]:
+    """Folders under `root` of this host's dead processes. Another host's (a shared disk) are nobody's to judge."""
+    host = socket.gethostname()
+    with suppress(FileNotFoundError):
+        for folder in root.iterdir():
+            name, _, rest = folder.name.rpartition("-")
+            owner, _, pid = name.rpartition("-")
+            if rest and owner == host and pid.isdigit() and not _alive(int(pid)):
+                yield folder
+
+
+def sweep_workspaces(root: Path) -> None:
+    """Remove the folders of this host's dead processes."""
+    for folder in dead_workspaces(root):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

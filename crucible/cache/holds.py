@@ -153,7 +153,7 @@ class Holds:
         try:
             with suppress(OSError):
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
-            locks = _is_locked(scratch)
+            locks = is_locked(scratch)
             head = json.dumps({"lease": VERSION, "locks": locks, **asdict(owner)}, separators=(",", ":"))
             lines = "".join(f"+{key}\n" for key in self._counts)
             _write_all(descriptor, f"{head}\n{lines}".encode())
@@ -268,7 +268,7 @@ class LeaseBook:
                     read = _Read(status.st_ino)
                 if read.end < status.st_size:
                     _read_on(file.fileno(), read)
-                if _lives(file.fileno(), read, self._folder):
+                if owner_lives(file.fileno(), read.owner, locks=read.locks, folder=self._folder):
                     found[path.name] = read
                 elif path.stat().st_ino == read.inode:
                     path.unlink()
@@ -311,9 +311,9 @@ def _parse_head(line: bytes) -> tuple[Owner | None, bool]:
         return None, False
 
 
-def _lives(descriptor: int, read: _Read, folder: Path) -> bool:
-    """Whether the process of a file still runs, as sure as one can be."""
-    fate = "unknown" if read.owner is None else read.owner.fate()
+def owner_lives(descriptor: int, owner: Owner | None, *, locks: bool, folder: Path) -> bool:
+    """Whether the process that keeps this file, locked if `locks`, still runs: as sure as one can be."""
+    fate = "unknown" if owner is None else owner.fate()
     if fate != "unknown":
         return fate == "alive"
     try:
@@ -323,10 +323,10 @@ def _lives(descriptor: int, read: _Read, folder: Path) -> bool:
     except OSError:
         pass
     here = Owner.current()
-    if read.locks and read.owner is not None and (read.owner.host, read.owner.boot) == (here.host, here.boot):
+    if locks and owner is not None and (owner.host, owner.boot) == (here.host, here.boot):
         return False  # in a container beside this one: the lock would have held
     silent = disk_time(folder) - os.fstat(descriptor).st_mtime
-    return silent <= (FOREIGN_S if read.locks else leases.LEASE_S)
+    return silent <= (FOREIGN_S if locks else leases.LEASE_S)
 
 
 def _sweep(folder: Path) -> None:
@@ -339,7 +339,7 @@ def _sweep(folder: Path) -> None:
                 path.unlink()
 
 
-def _is_locked(path: Path) -> bool:
+def is_locked(path: Path) -> bool:
     """Whether the lock that this process has on the file keeps others out."""
     with path.open("rb") as file:
         try:

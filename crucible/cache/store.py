@@ -11,11 +11,14 @@
 <home>/tmp/<host>-<pid>-<random>/       work in progress of one process; removed by it, or by the next one
 <home>/locks/<name>.lock                saves double work between processes; correctness never rests on it
 <home>/quarantine/                      shards whose bytes turned out wrong, kept for a look
+<home>/seen/ab                          which shards were seen to have the right bytes: `seen`
+<home>/room/, <home>/pins/              bytes promised to work under way (`book`); manifests that stay (`pins`)
 <home>/agent.json, <home>/secret        see `workers.serve`
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import secrets
@@ -33,24 +36,20 @@ from urllib.parse import quote, unquote
 from filelock import FileLock, Timeout
 
 from crucible.cache.blobs import BlobFolder
-from crucible.cache.disk import LOCK_WAIT_S, fsync_folder
+from crucible.cache.disk import LOCK_WAIT_S, disk_of, fsync_folder, key_files, sweep_workspaces, write_atomic
 from crucible.cache.disk import disk_errors as disk_errors
+from crucible.cache.disk import is_key as is_key
 from crucible.cache.holds import Holds, LeaseBook, holds_of
-from crucible.errors import ManifestError, StoreError, StoreVersion
+from crucible.cache.layout import LAYOUT, open_layout
+from crucible.cache.seen import Seen, Stamp, seen_of, stamp_of
+from crucible.errors import ManifestError, StoreError
 from crucible.manifest import Manifest, manifest_from_json
 from crucible.refs import NodeId, RepoRef, ShardInfo, WorkItem, digest_of
 from crucible.report import ItemResult
 from crucible.stopping import LOOK_S, check, never
 
-LAYOUT = "1"
 RAW_KEEP_S = 86_400.0
 """A source file nobody wrote to for a day is not on its way any more."""
-_KEY_CHARS = frozenset("0123456789abcdef")
-
-
-def is_key(text: str) -> bool:
-    """True for what may name a shard, an item or a manifest: 64 lower-case hex digits. Nothing else reaches a path."""
-    return len(text) == 64 and _KEY_CHARS.issuperset(text)
 
 
 class Store:
@@ -65,12 +64,7 @@ class Store:
         self.home = home
         self._leases = LeaseBook(home / "leases")
         self._shards = str(home / "shards")
-        try:
-            found = (home / "VERSION").read_text().strip()
-        except OSError:
-            return  # no store yet: the first write makes one
-        if found != LAYOUT:
-            raise StoreVersion(str(home), f"a store of layout {found}, this crucible reads {LAYOUT}")
+        open_layout(home)
 
     def __reduce__(self) -> tuple[type[Store], tuple[Path]]:
         return Store, (self.home,)  # what it has read of leases stays behind
@@ -99,21 +93,44 @@ class Store:
             return False
         return status is not None and (status.st_size == shard.size or not shard.digest)
 
-    def commit_shard(self, draft: Path, key: str) -> Path:
-        """Give a finished, verified, fsynced file in a workspace its visible name. Replaces an equal one."""
+    def commit_shard(self, draft: Path, key: str, digest: str = "") -> Path:
+        """Give a finished, verified, fsynced file in a workspace its visible name. Replaces an equal one.
+
+        `digest` is what its bytes were seen to hash to, so that who opens it need not look again.
+        """
         target = self.shard_path(key)
-        with disk_errors(target):
+        with disk_errors(target, "the name of a finished shard"):
             target.parent.mkdir(parents=True, exist_ok=True)
             os.replace(draft, target)
+            if digest:
+                self.seen.note(key, digest, stamp_of(os.stat(target)))
             fsync_folder(target.parent)
         return target
 
-    def quarantine(self, key: str) -> None:
-        """Take a shard whose bytes are wrong out of sight. Readers that have it mapped keep what they mapped."""
-        target = self.home / "quarantine" / f"{key}.{secrets.token_hex(4)}.arrow"
+    @property
+    def seen(self) -> Seen:
+        """Which shards were seen to have the right bytes."""
+        return seen_of(self.home)
+
+    def quarantine(self, key: str, stamp: Stamp | None = None) -> Path | None:
+        """Take a shard whose bytes are wrong out of sight. Readers that have it mapped keep what they mapped.
+
+        With `stamp` only the file that had it: not the one that somebody has put in its place meanwhile. Returns where
+        it lies now; None if it was not there. On a full disk it is removed: a wrong shard is worth nothing.
+        """
+        path, target = self.shard_path(key), self.home / "quarantine" / f"{key}.{secrets.token_hex(4)}.arrow"
         with disk_errors(target), suppress(FileNotFoundError):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(self.shard_path(key), target)
+            if stamp is not None and os.stat(path).st_ino != stamp[0]:
+                return None
+            try:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(path, target)
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                path.unlink()
+            return target
+        return None
 
     @property
     def holds(self) -> Holds:
@@ -134,19 +151,19 @@ class Store:
             return 0
         with disk_errors(path), suppress(FileNotFoundError):
             size = path.stat().st_size
-            path.unlink()
+            path.unlink()  # of two who evict it at once, one counts it
             return size
         return 0
 
     def shards(self) -> Iterator[tuple[str, int]]:
         """(key, size in bytes) of every visible shard, in no order."""
-        for entry in _entries(self.home / "shards", "arrow"):
+        for entry in key_files(self.home / "shards", "arrow"):
             with suppress(FileNotFoundError):
                 yield entry.name.partition(".")[0], entry.stat().st_size
 
     def item_keys(self) -> Iterator[str]:
         """Keys of the items recorded here, in no order. `get_item` tells whether all their shards still are."""
-        for entry in _entries(self.home / "items", "json"):
+        for entry in key_files(self.home / "items", "json"):
             yield entry.name.partition(".")[0]
 
     # --- items
@@ -279,10 +296,10 @@ class Store:
     def workspace(self) -> Iterator[Path]:
         """A fresh folder on the store's own disk, removed at the end. Folders of dead processes are removed first."""
         root = self.home / "tmp"
-        with disk_errors(root):
+        with disk_errors(root, "a folder for work in progress"):
             root.mkdir(parents=True, exist_ok=True)
             self._stamp()
-            _sweep(root)
+            sweep_workspaces(root)
             with suppress(OSError):
                 self.raw.sweep(RAW_KEEP_S, complete=True)
             folder = Path(tempfile.mkdtemp(prefix=f"{socket.gethostname()}-{os.getpid()}-", dir=root))
@@ -293,64 +310,17 @@ class Store:
 
     def free_bytes(self) -> int:
         """Bytes this process may still write on the store's disk."""
-        folder = self.home
-        while not folder.exists() and folder != folder.parent:
-            folder = folder.parent
-        return shutil.disk_usage(folder).free
+        return shutil.disk_usage(disk_of(self.home)).free
 
     def _stamp(self) -> None:
         if not (self.home / "VERSION").exists():
-            _write_atomic(self.home / "VERSION", LAYOUT.encode() + b"\n", 0o644)
+            write_atomic(self.home / "VERSION", LAYOUT.encode() + b"\n")
 
     def _write(self, path: Path, data: bytes, mode: int = 0o644) -> None:
-        with disk_errors(path):
+        with disk_errors(path, f"{len(data):,} bytes for a record"):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._stamp()
-            _write_atomic(path, data, mode)
-
-
-def _entries(root: Path, kind: str) -> Iterator[os.DirEntry[str]]:
-    """Files named <key>.<kind> in the two-letter folders under `root`."""
-    with suppress(FileNotFoundError), os.scandir(root) as folders:
-        for folder in folders:
-            with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
-                for entry in entries:
-                    key, dot, suffix = entry.name.partition(".")
-                    if dot and suffix == kind and is_key(key):
-                        yield entry
-
-
-def _write_atomic(path: Path, data: bytes, mode: int) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
-    try:
-        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def _sweep(root: Path) -> None:
-    """Remove the folders of this host's dead processes. Another host's (a shared disk) are left alone."""
-    host = socket.gethostname()
-    for folder in root.iterdir():
-        name, _, rest = folder.name.rpartition("-")
-        owner, _, pid = name.rpartition("-")
-        if rest and owner == host and pid.isdigit() and not _alive(int(pid)):
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+            write_atomic(path, data, mode)
 
 
 def _part(name: str) -> str:

@@ -150,9 +150,9 @@ def test_a_shard_is_read_before_the_rest_of_its_file_is_made(
     go_on, commit = threading.Event(), Store.commit_shard
     first = manifest.shards[0]
 
-    def slowly(self: Store, draft: Path, key: str) -> Path:
+    def slowly(self: Store, draft: Path, key: str, digest: str = "") -> Path:
         assert key == first.key or go_on.wait(WAIT_S)
-        return commit(self, draft, key)
+        return commit(self, draft, key, digest)
 
     monkeypatch.setattr(Store, "commit_shard", slowly)
     reader = ShardReader(manifest, source)
@@ -169,8 +169,8 @@ def test_closing_while_a_file_is_converted_ends_the_thread_and_what_was_made_is_
     source = NodeShards(replace(full, home=tmp_path / "empty"))
     commit, began = Store.commit_shard, threading.Event()
 
-    def told(self: Store, draft: Path, key: str) -> Path:
-        path = commit(self, draft, key)
+    def told(self: Store, draft: Path, key: str, digest: str = "") -> Path:
+        path = commit(self, draft, key, digest)
         began.set()
         until(lambda: feeder._state is not None and feeder._state.stopped)
         return path
