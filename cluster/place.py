@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from functools import lru_cache
 
 from crucible.refs import NodeId, ShardInfo, WorkItem
@@ -18,6 +19,8 @@ POINTS = 64
 """Ring points of a node of average weight: enough that arcs differ little, few enough that 1,024 nodes stay cheap."""
 SLACK = 1.1
 """How far above its fair share of bytes a node may go before items walk on: low is even, high is stable."""
+NO_RACKS: Mapping[NodeId, str] = {}
+"""Nobody said where the nodes stand."""
 
 
 def assign(items: Sequence[WorkItem], nodes: Mapping[NodeId, float]) -> dict[int, NodeId]:
@@ -26,7 +29,7 @@ def assign(items: Sequence[WorkItem], nodes: Mapping[NodeId, float]) -> dict[int
     Every node's bytes stay within about 1.1 times its fair share, plus one item. The result depends on item keys and
     on nodes, not on the order of either.
     """
-    ring = _Ring(nodes)
+    ring = Ring(nodes)
     total = sum(item.size + 1 for item in items)
     room = {node: SLACK * total * share for node, share in ring.shares.items()}
     homes: dict[int, NodeId] = {}
@@ -47,28 +50,53 @@ def successor(item: WorkItem, nodes: Mapping[NodeId, float], without: NodeId) ->
     The next one on the ring, whatever the loads: items that one node loses have their own points on the ring, so they
     spread over all others.
     """
-    return next((node for node in _ring(nodes).walk(item.key) if node != without), None)
+    return next((node for node in ring_of(nodes).walk(item.key) if node != without), None)
 
 
 def replica_targets(
-    shard: ShardInfo, holders: set[NodeId], nodes: Mapping[NodeId, float], replicas: int
+    shard: ShardInfo,
+    holders: AbstractSet[NodeId],
+    nodes: Mapping[NodeId, float],
+    replicas: int,
+    racks: Mapping[NodeId, str] = NO_RACKS,
 ) -> list[NodeId]:
-    """Nodes that should get a copy of `shard` so that `replicas` nodes hold it; [] when enough do.
+    """Nodes that should get a copy of `shard` so that `replicas` nodes hold it, on as many racks as can be; or [].
 
-    The same for the same shard and nodes, wherever it is asked.
+    `racks` maps node -> rack; the nodes that are not in it count as one rack of their own. The same for the same shard
+    and nodes, wherever it is asked.
     """
-    missing = min(replicas, len(nodes)) - len(holders & nodes.keys())
+    return spread(ring_of(nodes), shard.key, holders & nodes.keys(), replicas, racks) if nodes else []
+
+
+def spread(
+    ring: Ring, key: str, holders: AbstractSet[NodeId], replicas: int, racks: Mapping[NodeId, str] = NO_RACKS
+) -> list[NodeId]:
+    """As `replica_targets`, for many shards and the same nodes. `holders` are nodes of the ring."""
+    wanted = min(replicas, len(ring.shares))
+    used = {racks.get(node, "") for node in holders}
+    fresh = max(0, min(wanted, len({racks.get(node, "") for node in ring.shares})) - len(used)) if racks else 0
+    missing = max(wanted - len(holders), fresh)
     targets: list[NodeId] = []
-    if missing > 0:
-        for node in _ring(nodes).walk(shard.key):
-            if node not in holders:
-                targets.append(node)
-                if len(targets) == missing:
-                    break
+    late: list[NodeId] = []
+    for node in ring.walk(key) if missing > 0 else ():
+        if node in holders:
+            continue
+        rack = racks.get(node, "")
+        if fresh and rack in used:
+            late.append(node)
+        else:
+            fresh -= fresh > 0
+            used.add(rack)
+            targets.append(node)
+        if not fresh:
+            targets += late[: missing - len(targets)]
+            late = []
+        if len(targets) == missing:
+            break
     return targets
 
 
-class _Ring:
+class Ring:
     """Nodes as points on a circle of 64-bit hashes, more points for more weight."""
 
     def __init__(self, nodes: Mapping[NodeId, float]) -> None:
@@ -100,13 +128,14 @@ class _Ring:
                     return
 
 
-def _ring(nodes: Mapping[NodeId, float]) -> _Ring:
+def ring_of(nodes: Mapping[NodeId, float]) -> Ring:
+    """The ring of these nodes, remembered for as long as they stay the same."""
     return _ring_of(tuple(sorted(nodes.items())))
 
 
 @lru_cache(maxsize=4)  # asked for item by item while the nodes stay the same
-def _ring_of(nodes: tuple[tuple[NodeId, float], ...]) -> _Ring:
-    return _Ring(dict(nodes))
+def _ring_of(nodes: tuple[tuple[NodeId, float], ...]) -> Ring:
+    return Ring(dict(nodes))
 
 
 def _point(text: str) -> int:
