@@ -21,6 +21,13 @@ FOREIGN = (
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Of `tests/chaos/test_seeds.py`; pytest wants to know all options before it looks into folders."""
+    chaos = parser.getgroup("chaos")
+    chaos.addoption("--chaos-seed", type=int, help="play the story of this seed, and of no other")
+    chaos.addoption("--chaos-rounds", type=int, help="how many stories to play, of as many seeds in a row")
+
+
 @pytest.fixture(autouse=True)
 def _own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test reads the user's tokens, caches or settings, or writes among them."""

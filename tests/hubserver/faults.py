@@ -141,9 +141,15 @@ class FaultList:
         self._guard = threading.Lock()
         self._armed = [_Armed(fault) for fault in faults]
 
-    def add(self, fault: Fault) -> None:
+    def add(self, fault: Fault, *, first: bool = False) -> None:
+        """`first` puts it before those that are there."""
         with self._guard:
-            self._armed.append(_Armed(fault))
+            self._armed.insert(0 if first else len(self._armed), _Armed(fault))
+
+    def remove(self, fault: Fault) -> None:
+        """Let it happen no more; nothing if it is not there."""
+        with self._guard:
+            self._armed = [armed for armed in self._armed if armed.fault is not fault]
 
     def clear(self) -> None:
         with self._guard:
@@ -173,6 +179,11 @@ class FaultList:
                 armed.hits += 1
                 return fault, armed.first_hit
         return None
+
+    def first_hit(self, fault: Fault) -> float:
+        """Unix seconds when it happened first; 0.0 if it has not."""
+        with self._guard:
+            return next((armed.first_hit for armed in self._armed if armed.fault is fault), 0.0)
 
     @property
     def middleware(self) -> Any:

@@ -1,0 +1,312 @@
+"""Play one story on the stage, and gather what the invariants are asked of."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+import crucible
+from crucible.cache.store import Store
+from crucible.errors import StoreError
+from crucible.hub.server import RequestRecord
+from crucible.report import Progress
+from tests.chaos.data import Truth, repo_files, truth_of
+from tests.chaos.schedule import Story, Strike
+from tests.chaos.stage import PART, STREAMS, Stage, fault_of
+from tests.chaos.training import Received, Run, Training
+from tests.hubserver.faults import Fault
+from tests.ray.jobs import file_bytes, start_coordinator_on
+
+PHASE_S = 120
+"""A phase that takes longer hangs. Without faults it takes five seconds."""
+POLL_S = 0.02
+SPOIL = ("cut", "flip", "stall", "slow", "wrong-length", "ignore-range")
+"""Hub faults whose reply may have cost bytes for nothing."""
+SLOW = Fault("slow", origin="cdn", piece=8 << 10, wait=0.04)
+"""While there are strikes to come a file takes a second or two, so that there is something to strike at."""
+
+
+@dataclass
+class Played:
+    """What happened, for `invariants`."""
+
+    story: Story
+    truth: Truth
+    repo: str
+    homes: list[Path]
+    folder: Path
+    """Of the training: its records for verify-epoch are in `records`."""
+    struck: list[Strike] = field(default_factory=list)
+    missed: list[Strike] = field(default_factory=list)
+    """The phase was over before, or there was nothing to strike at."""
+    received: list[Received] = field(default_factory=list)
+    runs: list[Run] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    """What failed, or took too long, and should not have."""
+    log: list[RequestRecord] = field(default_factory=list)
+    paid: int = 0
+    """Bytes of files that the Hub sent."""
+    allowed: int = 0
+    """The most that it may have sent, with what was lost."""
+    quiet: list[tuple[float, float]] = field(default_factory=list)
+    """(start, stop) of the times that the Hub said to be quiet, by its clock."""
+    processes: int = 1
+    """The most that may each have had requests on their way when the Hub said so."""
+
+
+class Player:
+    """Plays one story. Used once."""
+
+    def __init__(self, stage: Stage, story: Story, folder: Path, set_env: Callable[[str, str], None]) -> None:
+        self._stage, self._story, self._folder, self._set_env = stage, story, folder, set_env
+        self._excused = False
+        """A store was full or read-only: a job or a rank may end with the error that says so."""
+        self._faults: list[Fault] = []
+        self._jobs = 0
+        self._toll = 0
+
+    def play(self) -> Played:
+        story, stage = self._story, self._stage
+        stage.reset()
+        for name, value in stage.environment.items():
+            self._set_env(name, value)
+        files = repo_files(story, self._folder / "data")
+        repo = f"ann/chaos-{story.seed}"
+        stage.hub.import_files(repo, files, private=True, lfs=True)
+        calm = self._folder / "calm"
+        self._set_env("CRUCIBLE_HOME", str(calm))
+        truth = truth_of(repo, story, files, calm)
+        self._set_env("CRUCIBLE_HOME", str(stage.homes[0]))
+        stage.hub.clear_log()
+        self._training = Training(story, repo, self._folder / "training", stage.homes, stage.environment)
+        self.played = Played(story, truth, repo, stage.homes, self._training.folder)
+        try:
+            self._perform(repo)
+        finally:
+            self._training.end()
+            self._gather()
+            stage.whole()
+        return self.played
+
+    # --- the two phases
+
+    def _perform(self, repo: str) -> None:
+        story, stage = self._story, self._stage
+        if story.coordinator:
+            start_coordinator_on(stage.node_id(story.coordinator))
+        if story.prefetch:
+            stage.hub.add(SLOW)
+        due = [("prefetch", strike) for strike in story.prefetch]
+        if story.early:
+            due += [("training", strike) for strike in story.training]
+            self._training.start(stage.up())
+        if not self._phase(repo, due, "prefetch"):
+            return
+        if not story.early:
+            self._training.start(stage.up())
+            self._phase(repo, [("training", strike) for strike in story.training], "training")
+
+    def _phase(self, repo: str, due: list[tuple[str, Strike]], name: str) -> bool:
+        """Until the job, or the training, or both have ended. False if that took too long."""
+        job = self._job(repo) if name == "prefetch" else None
+        deadline = time.monotonic() + PHASE_S
+        while True:
+            self._stage.tick()
+            if self._training.runs and not self._training.done:
+                self._training.tick(self._stage.up())
+            at = {"prefetch": self._share_of_bytes(), "training": self._training.progress()}
+            over = {"prefetch": job is None or job.ended, "training": bool(self._training.runs) and self._training.done}
+            for phase, strike in list(due):
+                if strike.at <= at[phase] or over[phase]:
+                    due.remove((phase, strike))
+                    happened = not over[phase] and self._strike(strike)
+                    (self.played.struck if happened else self.played.missed).append(strike)
+            if not due:
+                self._calm_down()
+            if job is not None and job.ended and (problem := job.problem()) is not None:
+                job = self._failed(repo, problem)
+            elif not due and all(over[phase] for phase in ("prefetch", "training") if self._waits_for(phase, name)):
+                return True
+            if time.monotonic() > deadline:
+                stacks = self._training.tell_stacks()
+                self.played.problems.append(f"{name} did not end within {PHASE_S} s; {self._told(job)}\n{stacks}")
+                return False
+            time.sleep(POLL_S)
+
+    def _waits_for(self, phase: str, name: str) -> bool:
+        return phase == name or (phase == "training" and self._story.early)
+
+    def _calm_down(self) -> None:
+        """All strikes have happened: what is left may be fast."""
+        self._training.hurry()
+        self._stage.hub.faults.remove(SLOW)
+
+    def _job(self, repo: str) -> _Job:
+        self._jobs += 1
+        return _Job(repo, self._stage.address, self._story.replicas)
+
+    def _failed(self, repo: str, problem: BaseException) -> _Job | None:
+        """A job that a broken disk has ended is run again when the disk is whole; any other failure is a finding."""
+        if self._excused and isinstance(problem, StoreError) and self._jobs < 4:
+            self._stage.tick(all_of_it=True)
+            return self._job(repo)
+        self.played.problems.append(f"the prefetch failed: {type(problem).__name__}: {problem}")
+        return None
+
+    def _share_of_bytes(self) -> float:
+        return file_bytes(self._stage.hub) / self.played.truth.source_bytes
+
+    def _told(self, job: _Job | None) -> str:
+        seen = job.seen[-1] if job is not None and job.seen else None
+        return f"the job's last word: {seen}; nodes up: {self._stage.up()}; struck: {[*map(str, self.played.struck)]}"
+
+    # --- strikes
+
+    def _strike(self, strike: Strike) -> bool:
+        """False if there is nothing to strike at."""
+        stage, truth = self._stage, self.played.truth
+        verb, _, what = strike.kind.partition("-")
+        titles = {"worker": "ray::item", "agent": "ray::Agent", "coordinator": "ray::Coordinator"}
+        if what in titles:
+            # whatever node it runs on, where the one that was meant has none
+            found = stage.processes(strike.node, titles[what]) or stage.anywhere(titles[what])
+            if not found:
+                return False
+            if verb == "kill":
+                found[0].kill()
+            else:
+                stage.stop(found[0], strike.seconds)
+            self._toll += truth.largest_file if what != "agent" else self._agent_toll()
+            return True
+        match strike.kind:
+            case "kill-node":
+                return self._kill_node(strike)
+            case "kill-rank":
+                self._toll += truth.largest_file
+                return self._training.kill(strike.rank)
+            case "stop-rank":
+                process = self._training.process(strike.rank)
+                if process is not None:
+                    stage.stop(psutil.Process(process.pid), strike.seconds)
+                return process is not None
+            case "hub":
+                for fault in fault_of(strike.what, strike.times, strike.seconds):
+                    self._faults.append(fault)
+                    stage.hub.faults.add(fault, first=True)
+                return True
+            case "disk-full" | "read-only":
+                return self._break_disk(strike)
+            case "clock-jump":
+                return stage.shift_clock(strike.node, 90_000 if strike.rank else -90_000) > 0
+            case "flip-shard":
+                self._toll += truth.largest_file
+                return stage.flip_a_byte(strike.node, strike.at) is not None
+        raise AssertionError(strike.kind)
+
+    def _kill_node(self, strike: Strike) -> bool:
+        stage = self._stage
+        if strike.node not in stage.up():
+            return False
+        # all that it has is made again at most once, and what it was at is begun anew
+        self._toll += self._held(strike.node) + 3 * self.played.truth.largest_file
+        stage.kill_node(strike.node)
+        self._training.kill_on(strike.node)
+        if strike.what == "lost":
+            stage.lose_disk(strike.node)
+        stage.later(strike.seconds, lambda: stage.start_node(strike.node))
+        return True
+
+    def _break_disk(self, strike: Strike) -> bool:
+        stage = self._stage
+        if not stage.mounts or strike.node not in stage.up():
+            return False
+        mend = stage.fill_disk(strike.node) if strike.kind == "disk-full" else stage.freeze_disk(strike.node)
+        if mend is None:
+            return False
+        self._excused = True
+        # what it brings and cannot keep is brought elsewhere
+        self._toll += 4 * self.played.truth.largest_file
+        stage.later(strike.seconds, mend)
+        return True
+
+    def _agent_toll(self) -> int:
+        """While an agent is gone, readers on the other nodes may make what only its node has."""
+        return self.played.truth.source_bytes if self._training.runs else 0
+
+    def _held(self, slot: int) -> int:
+        """Source bytes of the items that a node has done, at most."""
+        shards = {key for key, _ in Store(self._stage.homes[slot]).shards()}
+        truth = self.played.truth
+        share = len(shards & truth.shards.keys()) / max(1, len(truth.shards))
+        readers = max(1, len(self._training.runs) and max(self._story.worlds))
+        return int(share * truth.source_bytes) * readers + 2 * truth.largest_file * readers
+
+    # --- evidence
+
+    def _gather(self) -> None:
+        played, hub = self.played, self._stage.hub
+        played.received, played.runs = self._training.received(), list(self._training.runs)
+        played.problems += self._failures()
+        played.log, played.paid = list(hub.log), file_bytes(hub)
+        spoilt = sum(hub.hits(fault) for fault in self._faults if fault.kind in SPOIL)
+        played.allowed = (
+            played.truth.source_bytes
+            + self._toll
+            + spoilt * (played.truth.largest_file + STREAMS * PART)
+            + self._early_footers()
+        )
+        for fault in self._faults:
+            if fault.kind == "429" and (first := hub.faults.first_hit(fault)):
+                played.quiet.append((first, first + fault.wait))
+        if played.runs:
+            played.processes = 1 + max(run.world for run in played.runs) * len(played.runs)
+        shutil.rmtree(self._folder / "calm", ignore_errors=True)
+
+    def _early_footers(self) -> int:
+        """Who reads early reads the ends of parquet files first; each start of a coordinator or rank may."""
+        asking = (
+            len(self._training.runs) * max(self._story.worlds)
+            + Counter(s.kind for s in self.played.struck)["kill-coordinator"]
+        )
+        tails = self._story.files * (64 << 10)
+        return (1 + asking) * tails if self._story.form == "parquet" else 0
+
+    def _failures(self) -> list[str]:
+        """Ranks that ended with an error, but for those that a broken disk gave it to."""
+        names = ("DiskFull", "StoreReadOnly", "StoreError")
+        return [
+            failure
+            for failure in self._training.failures
+            if not (self._excused and any(name in failure for name in names))
+        ]
+
+
+class _Job:
+    """A prefetch in a thread of its own, which nobody waits for at the end of the process."""
+
+    def __init__(self, repo: str, address: str, replicas: int) -> None:
+        self.seen: list[Progress] = []
+        self._problem: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, args=(repo, address, replicas), daemon=True)
+        self._thread.start()
+
+    def _run(self, repo: str, address: str, replicas: int) -> None:
+        try:
+            crucible.prefetch(repo, split="train", address=address, replicas=replicas, on_progress=self.seen.append)
+        except BaseException as error:
+            self._problem = error
+
+    @property
+    def ended(self) -> bool:
+        return not self._thread.is_alive()
+
+    def problem(self) -> BaseException | None:
+        """What it failed with, once it has ended."""
+        return self._problem
