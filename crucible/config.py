@@ -86,10 +86,17 @@ class Settings:
     """Folder of this node's certificates, if its cluster speaks TLS between nodes (CRUCIBLE_TLS; `workers.tls`)."""
     agent_ports: tuple[int, int] = (0, 0)
     """First and last port that an agent may listen on; 0 is any that is free (CRUCIBLE_AGENT_PORT)."""
-    quota: Quota = Quota()
+    quota: Quota = field(default_factory=Quota)
     """What this node's store may take of its disk (CRUCIBLE_QUOTA)."""
     scrub_rate: int = 8 << 20
     """Bytes a second that the agent reads to look for shards that have rotted; 0: it does not (CRUCIBLE_SCRUB_RATE)."""
+    rack: str = ""
+    """Where this node stands, for replicas to be spread (CRUCIBLE_RACK). Ray's node label `rack` goes before it."""
+    repair_after_s: float | None = 300.0
+    """Seconds after a node was lost until what it held is copied or made again without being asked; None: never
+    (CRUCIBLE_REPAIR_AFTER). A node that is only being restarted is back by then, with its store."""
+    grace_s: float = 30.0
+    """Seconds that an agent has after a SIGTERM to see its node drained (CRUCIBLE_GRACE)."""
     xet: bool = False
     """Ask Xet storage before the Hub's HTTP, where a file is in it (CRUCIBLE_XET, unless HF_HUB_DISABLE_XET)."""
 
@@ -128,6 +135,9 @@ class Settings:
             agent_ports=_ports(env, "CRUCIBLE_AGENT_PORT"),
             quota=_quota(env),
             scrub_rate=_size(env, "CRUCIBLE_SCRUB_RATE", 8 << 20, least=0),
+            rack=env.get("CRUCIBLE_RACK", "").strip(),
+            repair_after_s=_repair_after(env),
+            grace_s=_seconds(env, "CRUCIBLE_GRACE", 30.0),
             xet=_flag(env, "CRUCIBLE_XET") and not _flag(env, "HF_HUB_DISABLE_XET"),
         )
 
@@ -285,6 +295,12 @@ def _seconds(env: Mapping[str, str], name: str, default: float) -> float:
     if not 0 < value < float("inf"):
         raise UsageError(f"{name}={env[name]!r} must be more than 0 seconds")
     return value
+
+
+def _repair_after(env: Mapping[str, str]) -> float | None:
+    if env.get("CRUCIBLE_REPAIR_AFTER", "").strip().lower() in ("off", "never"):
+        return None
+    return _seconds(env, "CRUCIBLE_REPAIR_AFTER", 300.0)
 
 
 def settings_with(settings: Settings, *, endpoint: str | None = None, token: str | bool | None = None) -> Settings:
