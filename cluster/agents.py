@@ -142,6 +142,11 @@ class Agents:
             same = ray.get(agent.sample.remote(), timeout=AGENT_TIMEOUT_S) == own_sample()
         return judge(mine, theirs, clock=clock, same_bytes=same)
 
+    def writers(self) -> tuple[str, ...]:
+        """Versions of pyarrow that write the bytes that this process's would."""
+        with self._lock:
+            return tuple(sorted({one.of.pyarrow for one in self._verdicts.values() if one.works}))
+
     def notes(self) -> tuple[str, ...]:
         """What is wrong with the versions or the clock of a node, one line each."""
         with self._lock:

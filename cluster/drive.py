@@ -33,7 +33,7 @@ from crucible.cluster.track import (
     Wished,
     apply,
 )
-from crucible.errors import ClusterError, CrucibleError, RowsMismatch, SourceUnavailable, StoreError
+from crucible.errors import ClusterError, CrucibleError, RowsMismatch, SourceUnavailable, StoreError, VersionSkew
 from crucible.features import dump_features, features_of, unify
 from crucible.hub.governor import Waiting
 from crucible.manifest import Manifest, pack_schema
@@ -102,8 +102,9 @@ def as_crucible_error(error: BaseException, what: str) -> CrucibleError:
 
 
 def may_pass(error: CrucibleError) -> bool:
-    """True for errors that another node, or a later try, may not have: a source that is down, a disk that is full."""
-    return isinstance(error, (SourceUnavailable, StoreError))
+    """True for errors that another node, or a later try, may not have: a source that is down, a disk that is full,
+    a node of another version."""
+    return isinstance(error, (SourceUnavailable, StoreError, VersionSkew))
 
 
 def run_job(

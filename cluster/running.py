@@ -45,12 +45,14 @@ class Runner:
             if prepared.cached and self._agents.all_held(prepared.manifests, replicas):
                 self._agents.share(prepared, prepared.manifests)
                 record.readers.finish(prepared.manifests)
-                record.report = cached_report(job, prepared, tally.counts, time.monotonic() - began)
+                report = cached_report(job, prepared, tally.counts, time.monotonic() - began)
+                record.report = replace(report, notes=self._agents.notes())
                 record.progress = Progress(job, "finished")
                 return
             if prepared.cached:  # the manifest is known but shards of it are gone: make them again
                 prepared = prepare(request, settings, self._store, tally, again=True, governor=governor)
                 self._begin_readers(record, prepared, settings)
+            options = replace(options, pyarrow=self._agents.writers())
             executor = RayExecutor(self._agents, options, job, nodes)
             manifests, report = run_job(
                 job,
@@ -71,7 +73,7 @@ class Runner:
             )
             self._agents.share(prepared, manifests)
             record.readers.finish(manifests)
-            record.report = report
+            record.report = replace(report, notes=self._agents.notes())
         except Exception as error:  # noqa: BLE001 - whatever ends a job must reach the one who waits for it
             record.error = as_crucible_error(error, f"job {job}")
             if record.error is not error:

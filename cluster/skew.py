@@ -9,7 +9,7 @@ because it makes logs, certificates and links that expire hard to understand.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from crucible.versions import Versions
@@ -53,6 +53,7 @@ class Verdict:
     """What a node may do. The reasons, gravest first, are fit for a person."""
 
     findings: tuple[Finding, ...] = ()
+    of: Versions = field(default_factory=Versions)
 
     @property
     def refused(self) -> Finding | None:
@@ -107,7 +108,7 @@ def judge(
         way = "ahead" if clock.offset_s > 0 else "behind"
         todo = "no data depends on it; set the clock (NTP), or dates in logs mislead"
         found.append(Finding("note", "clock", f"{abs(clock.offset_s):.0f} s {way}", "the time", todo))
-    return Verdict(tuple(sorted(found, key=lambda one: _GRAVITY.index(one.level))))
+    return Verdict(tuple(sorted(found, key=lambda one: _GRAVITY.index(one.level))), theirs)
 
 
 def _minor(python: str) -> Sequence[str]:

@@ -160,6 +160,8 @@ class JobReport:
     reused_items: int = 0
     partial: bool = False
     """True when the rows come from ranges of the files, which were not checked against a hash."""
+    notes: tuple[str, ...] = ()
+    """What is wrong with the versions or the clock of a node, one line each."""
 
     @property
     def rows(self) -> int:

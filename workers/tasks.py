@@ -18,10 +18,11 @@ import ray as untyped_ray
 from crucible.cache.hubcache import HubCache
 from crucible.cache.store import Store
 from crucible.config import Settings, Token, node_settings
-from crucible.errors import ClusterError
+from crucible.errors import ClusterError, VersionSkew
 from crucible.hub.client import is_folder
-from crucible.refs import NodeId, ShardInfo, WorkItem
+from crucible.refs import CONVERSION_VERSION, NodeId, ShardInfo, WorkItem
 from crucible.report import Counts, ItemResult, Tally, TransferEvent
+from crucible.versions import check_conversion, installed
 from crucible.workers.columns import staged_as
 from crucible.workers.governing import NAMESPACE as NAMESPACE
 from crucible.workers.governing import cluster_governor
@@ -58,11 +59,23 @@ class JobOptions:
     """Keep the source files, in the Hub cache of the node that brings them."""
     revision: str = ""
     """What was asked for, which is what the Hub cache then says the commit is."""
+    conversion: int = CONVERSION_VERSION
+    """Of whoever wants the shards: a node that would make others refuses."""
+    pyarrow: tuple[str, ...] = ()
+    """Versions that write the same bytes as the coordinator's; empty: nobody has looked."""
 
     @classmethod
     def of(cls, settings: Settings, *, keep_raw: bool = False, revision: str = "") -> JobOptions:
         shared = {name: getattr(settings, name) for name in _SHARED}
         return cls(**shared, keep_raw=keep_raw, revision=revision)
+
+    def check_here(self) -> None:
+        """Raise VersionSkew on a node that would make other shards: Ray may put a task where nobody wanted it."""
+        where = f"node {this_node()[:12]}"
+        check_conversion(self.conversion, where)
+        if self.pyarrow and (mine := installed("pyarrow")) not in self.pyarrow:
+            wanted = " or ".join(self.pyarrow)
+            raise VersionSkew(where, "its job is written by pyarrow", wanted, mine, "install the same pyarrow")
 
     def on_this_node(self) -> Settings:
         """This node's settings with the job's options on top. The node's token stays only if it is for that Hub."""
@@ -105,6 +118,7 @@ def settings_for(options: JobOptions, job: str, asked: Any = None) -> Settings:
 
 def _run_item(item: WorkItem, options: JobOptions, job: str, spare_url: str | None = None) -> ItemResult:
     """Do one item on whatever node this runs on. Retries are the coordinator's: it knows where else to go."""
+    options.check_here()
     reporter = _Reporter(job)
     settings = settings_for(options, job, reporter.coordinator)
     store, tally = Store(settings.home), Tally()

@@ -46,6 +46,8 @@ def command(as_json: bool, quiet: bool, **request: Any) -> None:
         print_json(as_dict(report))
     else:
         show(report)
+    for note in () if quiet else report.notes:
+        click.echo(f"Note: {note}", err=True)
 
 
 def as_dict(report: JobReport) -> dict[str, Any]:
