@@ -102,6 +102,16 @@ class Catalog:
             return set()
         return {self._names[there]} if isinstance(there, int) else {self._names[one] for one in there}
 
+    def counts(self, keys: Iterable[Packed]) -> dict[int, int]:
+        """Number of holders, 0 too, -> how many of these packed keys have so many."""
+        holders = self._holders
+        found: dict[int, int] = {}
+        for packed in keys:
+            there = holders.get(packed)
+            count = 0 if there is None else 1 if isinstance(there, int) else len(there)
+            found[count] = found.get(count, 0) + 1
+        return found
+
     def nodes(self) -> list[NodeId]:
         """Those that ever held something and are not gone, by name."""
         return sorted(self._numbers)
