@@ -13,14 +13,16 @@ import httpx
 
 from crucible.cache.store import Store
 from crucible.config import Settings
-from crucible.hub import wire
 from crucible.refs import DataRequest, RepoRef
 from crucible.workers.secret import load_secret
 from crucible.workers.serve import read_address
+from crucible.workers.tls import Trust
 
 CONNECT_TIMEOUT_S = 3.0
 ANSWER_TIMEOUT_S = 15.0
 """The agent itself gives the coordinator ten seconds."""
+ROOM_TIMEOUT_S = 60.0
+"""For an agent that asks sources and other nodes what may go."""
 
 
 class Line:
@@ -38,6 +40,14 @@ class Line:
         """Say that the items `keys` are needed, in this order, and hear what is made of them. None: nobody answers."""
         return self._ask("wishes", {"job": job, "keys": list(keys)})
 
+    def room(self, need: int, since: float | None) -> int | None:
+        """Have this node's agent free `need` bytes of this store; those that it freed, None: nobody answers.
+
+        `since`: shards used then or later stay.
+        """
+        told = self._ask("room", {"need": need, "since": since, "home": str(self._settings.home)}, ROOM_TIMEOUT_S)
+        return int(told["freed"]) if told is not None and isinstance(told.get("freed"), int) else None
+
     def _ask(self, what: str, question: Mapping[str, Any]) -> dict[str, Any] | None:
         secret = load_secret(self._store)
         address = read_address(self._store)
@@ -48,7 +58,11 @@ class Line:
         try:
             headers = {"authorization": f"Bearer {secret}"}
             url = f"{agent.rstrip('/')}/v1/{what}"
-            reply = wire.peer_client().post(url, headers=headers, json=question, timeout=timeout)
+            reply = (
+                Trust.of(self._settings, self._store)
+                .client(agent)
+                .post(url, headers=headers, json=question, timeout=timeout)
+            )
             found = reply.raise_for_status().json()
         except (httpx.HTTPError, httpx.InvalidURL, ValueError):
             return None

@@ -19,7 +19,6 @@ import httpx
 from crucible.cache.store import Store
 from crucible.config import Settings
 from crucible.errors import ChecksumMismatch, CrucibleError, StoreError, TransferError
-from crucible.hub import wire
 from crucible.hub.governor import local_governor
 from crucible.manifest import Manifest
 from crucible.refs import NodeId, ShardInfo
@@ -27,6 +26,7 @@ from crucible.report import Counts, Tally
 from crucible.stopping import check, never
 from crucible.workers.secret import load_secret
 from crucible.workers.serve import read_address
+from crucible.workers.tls import Trust
 from crucible.workers.watch import Quarrels, Watch
 from crucible.workers.work import Workplace, copy_shard, run_item
 
@@ -148,10 +148,14 @@ class NodeShards:
                 watch.asking(f"the agent of this node ({agent}), who has it")
                 try:
                     self._tally.add(peer_requests=1)
-                    reply = wire.peer_client().get(
-                        f"{agent.rstrip('/')}/v1/locate/{key}",
-                        headers={"authorization": f"Bearer {secret}"},
-                        timeout=LOCATE_TIMEOUT_S,
+                    reply = (
+                        Trust.of(self._settings, self._store)
+                        .client(agent)
+                        .get(
+                            f"{agent.rstrip('/')}/v1/locate/{key}",
+                            headers={"authorization": f"Bearer {secret}"},
+                            timeout=LOCATE_TIMEOUT_S,
+                        )
                     )
                     urls = [str(url) for url in reply.raise_for_status().json()["urls"]]
                 except httpx.TimeoutException:

@@ -9,18 +9,23 @@
     POST /v1/partials/<oid>/release             a process of this node goes on with that file
     DELETE /v1/partials/<oid>                   nobody needs them any more
 
-Nothing but a key of 64 hex digits, or an oid of 40 or 64, becomes part of a path, so nothing outside the store can be
-asked for or written. Every request without the secret gets 401, whether the thing exists or not. Processes that are not
-Ray workers find the agent by `agent.json` in the store.
+Nothing but a key of 64 hex digits, or an oid of 40 or 64, becomes part of a path, and no link in the store is followed,
+so nothing outside the store can be asked for or written. Every request without the secret gets 401, whether the thing
+exists or not. What anybody may use of the agent is bounded (`workers.bounds`), in time too. Processes that are not Ray
+workers find the agent by `agent.json` in the store.
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
+import logging
 import os
 import re
+import ssl
 import threading
+import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -32,14 +37,17 @@ from aiohttp import web
 from crucible.cache.store import Store, is_key
 from crucible.errors import AgentUnavailable, DiskFull, StoreError
 from crucible.refs import NodeId, SourceFile
+from crucible.workers.bounds import Bounds, Doors, address_of
+from crucible.workers.listen import Connection, Listener
 from crucible.workers.partials import PartialRefused, Partials
-from crucible.workers.secret import same_secret
+from crucible.workers.secret import Keyring
+from crucible.workers.sending import ShardResponse, open_inside, span_of
 from crucible.workers.spare import PIECE_BYTES, PUSH_BYTES
 
 FILE = "agent.json"
 START_TIMEOUT_S = 20.0
-PIECE_TIMEOUT_S = 10.0
-"""For one piece of a range that is pushed here to arrive."""
+WARN_EVERY_S = 30.0
+"""Between two lines of the log about requests without the secret."""
 EXPIRE_EVERY_S = 2.0
 MOST_BYTES = 1 << 50
 """No file is bigger."""
@@ -47,6 +55,7 @@ _OID = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _NUMBER = re.compile(r"[0-9]{1,16}")
 P = ParamSpec("P")
 R = TypeVar("R")
+_log = logging.getLogger("crucible.agent")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -77,8 +86,10 @@ def write_address(store: Store, address: AgentAddress) -> None:
 class AgentServer:
     """Serves one store until `close()`. The event loop runs in a thread of its own.
 
-    `locate(key)` gives urls of agents that may have a shard, and `ask(what, question)` the coordinator's answer to a
-    reader, or None. They are called in worker threads and may block shortly.
+    It listens on `host` and nothing else, on the first free port of `ports` (0: any), over TLS if it is given a
+    context. `locate(key)` gives urls of agents that may have a shard, and `ask(what, question)` the coordinator's
+    answer to a reader, or None. They are called in worker threads and may block shortly. `keyring` is what it accepts,
+    which may be changed while it serves. Raises AgentUnavailable when it cannot listen.
     """
 
     def __init__(
@@ -87,11 +98,18 @@ class AgentServer:
         secret: str,
         node: NodeId,
         host: str,
-        port: int,
+        ports: int | tuple[int, int],
         locate: Callable[[str], list[str]],
         ask: Callable[[str, Any], Any] | None = None,
+        *,
+        tls: ssl.SSLContext | None = None,
+        bounds: Bounds | None = None,
     ) -> None:
-        self._store, self._secret, self._node, self._locate, self._ask = store, secret, node, locate, ask
+        self._store, self._node, self._locate, self._ask = store, node, locate, ask
+        self.keyring = Keyring(secret)
+        self._tls, self._bounds = tls, bounds or Bounds()
+        self._doors = Doors(self._bounds)
+        self._tarpitted, self._warned_at = 0, float("-inf")
         self._partials = Partials(store)
         # threads of their own: the default ones open the shards that are served
         self._pool = ThreadPoolExecutor(4, thread_name_prefix="crucible-partials")
@@ -100,10 +118,14 @@ class AgentServer:
         self._failure: BaseException | None = None
         self._stop = asyncio.Event()
         self.url = ""
-        self._thread = threading.Thread(target=self._run, args=(host, port), name="crucible-agent", daemon=True)
+        first, last = (ports, ports) if isinstance(ports, int) else ports
+        self._thread = threading.Thread(
+            target=self._run, args=(host, range(first, last + 1)), name="crucible-agent", daemon=True
+        )
         self._thread.start()
         if not self._ready.wait(START_TIMEOUT_S) or self._failure is not None:
-            raise AgentUnavailable(node, f"cannot listen on {host}:{port} ({self._failure or 'timed out'})")
+            shown = f"{first}" if first == last else f"any of {first}-{last}"
+            raise AgentUnavailable(node, f"cannot listen on {host}:{shown} ({self._failure or 'timed out'})")
 
     def close(self) -> None:
         if self._thread.is_alive():
@@ -112,15 +134,15 @@ class AgentServer:
         self._pool.shutdown()
         self._partials.close()
 
-    def _run(self, host: str, port: int) -> None:
+    def _run(self, host: str, ports: range) -> None:
         asyncio.set_event_loop(self._loop)
         try:
-            self._loop.run_until_complete(self._serve(host, port))
+            self._loop.run_until_complete(self._serve(host, ports))
         finally:
             self._loop.close()
 
-    async def _serve(self, host: str, port: int) -> None:
-        app = web.Application(middlewares=[self._guard])
+    async def _serve(self, host: str, ports: range) -> None:
+        app = web.Application(middlewares=[self._guard], client_max_size=self._bounds.question_bytes)
         app.router.add_get("/v1/shards/{key}", self._shard)
         app.router.add_get("/v1/locate/{key}", self._where)
         app.router.add_get("/v1/status", self._status)
@@ -129,12 +151,13 @@ class AgentServer:
         app.router.add_post("/v1/partials/{oid}/release", self._release)
         app.router.add_delete("/v1/partials/{oid}", self._drop)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
+        await runner.setup()
+        assert runner.server is not None
+        listener = Listener(runner.server, self._bounds, self._doors, self._tls)
         try:
-            await runner.setup()
-            site = web.TCPSite(runner, host, port)
-            await site.start()
+            port = await self._listen(listener, host, ports)
             shown = f"[{host}]" if ":" in host else host
-            self.url = f"http://{shown}:{runner.addresses[0][1]}"
+            self.url = f"{'http' if self._tls is None else 'https'}://{shown}:{port}"
         except OSError as error:
             self._failure = error
             await runner.cleanup()
@@ -146,23 +169,74 @@ class AgentServer:
                 await asyncio.wait_for(self._stop.wait(), EXPIRE_EVERY_S)
             with suppress(StoreError):
                 await self._off_loop(self._partials.expire)
+        await listener.close()
         await runner.cleanup()
+
+    async def _listen(self, listener: Listener, host: str, ports: range) -> int:
+        """The port that it listens on, the first that is free. Raises OSError."""
+        for port in ports:
+            try:
+                return await listener.open(host, port)
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE or port == ports[-1]:
+                    raise
+        raise AssertionError("a range of ports has one")
 
     @web.middleware
     async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        scheme, _, given = request.headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not same_secret(given, self._secret):
-            return web.json_response({"error": "the cluster's secret is missing or wrong"}, status=401)
-        return await handler(request)
+        connection = request.protocol
+        assert isinstance(connection, Connection)
+        connection.began()
+        try:
+            who, now = address_of(request.remote or ""), time.monotonic()
+            scheme, _, given = request.headers.get("authorization", "").partition(" ")
+            if scheme.lower() != "bearer" or not self.keyring.good(given):
+                return await self._stranger(request, self._doors.failed(who, now), who, now)
+            if not self._doors.request(who, now):
+                return _refusal(429, "too many requests from this address", **{"Retry-After": "1"})
+            return await handler(request)
+        except web.HTTPException:
+            raise
+        except Exception as error:  # noqa: BLE001 - what a request does to one handler must reach nobody else
+            _log.warning("a request of %s failed: %s", request.remote, type(error).__name__, exc_info=error)
+            return _refusal(500, "this agent failed; its log says why")
+        finally:
+            connection.ended()
+
+    async def _stranger(self, request: web.Request, often: bool, who: str, now: float) -> web.StreamResponse:
+        """The one answer to all who do not know the secret. Whoever asks again and again waits for it, or gets none."""
+        if often:
+            if now - self._warned_at > WARN_EVERY_S:
+                self._warned_at = now
+                _log.warning("%s asks this agent again and again without the cluster's secret", who)
+            if self._tarpitted >= self._bounds.tarpitted and request.transport is not None:
+                request.transport.abort()
+            else:
+                self._tarpitted += 1
+                try:
+                    await asyncio.sleep(self._bounds.tarpit_s)
+                finally:
+                    self._tarpitted -= 1
+        reply = _refusal(401, "the cluster's secret is missing or wrong", **{"WWW-Authenticate": "Bearer"})
+        reply.force_close()  # nobody reads the body that may come with it
+        return reply
 
     async def _shard(self, request: web.Request) -> web.StreamResponse:
         key = request.match_info["key"]
         if not is_key(key):
-            return web.json_response({"error": "not a shard key"}, status=404)
-        path = self._store.shard_path(key)
-        if not path.is_file():
-            return web.json_response({"error": f"no shard {key[:12]} on this node"}, status=404)
-        return web.FileResponse(path, chunk_size=1 << 20)
+            return _refusal(404, "not a shard key")
+        file = open_inside(self._store.shard_path(key))
+        if file is None:
+            return _refusal(404, f"no shard {key[:12]} on this node")
+        size = os.fstat(file.fileno()).st_size
+        span = span_of(request.headers.get("range"), size)
+        if span is None:
+            file.close()
+            return _refusal(416, "no such range", **{"Content-Range": f"bytes */{size}"})
+        reply = ShardResponse(file, span, size, self._bounds.piece_s)
+        reply.headers["ETag"] = f'"{key}"'
+        await reply.send(request)
+        return reply
 
     async def _where(self, request: web.Request) -> web.StreamResponse:
         key = request.match_info["key"]
@@ -173,13 +247,16 @@ class AgentServer:
         if self._ask is None:
             return _refusal(503, "this agent has no coordinator")
         try:
-            question = await request.json()
-        except ValueError:
-            return _refusal(400, "the question is not JSON")
+            async with asyncio.timeout(self._bounds.body_s):
+                question = _parsed(await request.read(), self._bounds.depth)
+        except TimeoutError:
+            return _refusal(408, "the question did not come in time")
+        except ValueError as error:
+            return _refusal(400, f"the question is not JSON: {error}")
         try:
             answer = await asyncio.to_thread(self._ask, request.match_info["what"], question)
-        except (TypeError, KeyError, ValueError) as error:
-            return _refusal(400, f"no such question: {error}")
+        except (TypeError, KeyError, ValueError, AttributeError) as error:
+            return _refusal(400, f"no such question: {type(error).__name__}")
         return _refusal(503, "no coordinator answers") if answer is None else web.json_response(answer)
 
     async def _take(self, request: web.Request) -> web.StreamResponse:
@@ -193,7 +270,7 @@ class AgentServer:
             return _refusal(507 if isinstance(error, DiskFull) else 500, str(error))
         try:
             while left:
-                async with asyncio.timeout(PIECE_TIMEOUT_S):
+                async with asyncio.timeout(self._bounds.body_s):
                     piece = await request.content.readexactly(min(left, PIECE_BYTES))
                 await self._off_loop(incoming.write, piece)
                 left -= len(piece)
@@ -251,8 +328,27 @@ def _pushed(request: web.Request) -> tuple[SourceFile, int, int]:
     return SourceFile(oid, size, oid, bool(lfs)), start, length
 
 
-def _refusal(status: int, reason: str) -> web.Response:
-    return web.json_response({"error": reason}, status=status)
+def _parsed(data: bytes, depth: int) -> Any:
+    """JSON that is no deeper than that. Raises ValueError."""
+    try:
+        found = json.loads(data)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    level = [found]
+    for _ in range(depth):
+        level = [
+            inner
+            for one in level
+            if isinstance(one, (dict, list))
+            for inner in (one.values() if isinstance(one, dict) else one)
+        ]
+        if not level:
+            return found
+    raise ValueError("nested too deeply")
+
+
+def _refusal(status: int, reason: str, **headers: str) -> web.Response:
+    return web.json_response({"error": reason}, status=status, headers=headers)
 
 
 def store_status(store: Store, node: NodeId, url: str) -> dict[str, object]:

@@ -25,6 +25,7 @@ from crucible.hub.client import resolve_url
 from crucible.hub.http import ANSWER_S, MAX_REDIRECTS, HubHttp, Refusal, named_error, origin, refusal_of, user_agent
 from crucible.refs import RepoRef, SourceFile
 from crucible.report import Tally
+from crucible.workers.tls import Trust, reason_of
 
 _PAST_END = re.compile(r"bytes \*/(\d+)")
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
@@ -222,9 +223,9 @@ class HubSource:
 class PeerSource:
     """A shard in another node's store, served by its agent. `file.path` is the shard's key."""
 
-    def __init__(self, url: str, secret: str, tally: Tally, *, timeout_s: float) -> None:
+    def __init__(self, url: str, secret: str, tally: Tally, *, timeout_s: float, trust: Trust | None = None) -> None:
         self.name = url
-        self._secret, self._tally = secret, tally
+        self._secret, self._tally, self._trust = secret, tally, trust or Trust()
         self._timeout = httpx.Timeout(timeout_s)
 
     @contextmanager
@@ -239,10 +240,10 @@ class PeerSource:
         try:
             # no proxy between nodes, and no credentials out of ~/.netrc
             shard = f"{self.name}/v1/shards/{file.path}"
-            with wire.peer_client().stream("GET", shard, headers=headers, timeout=self._timeout) as response:
+            with self._trust.client(self.name).stream("GET", shard, headers=headers, timeout=self._timeout) as response:
                 yield body_of(response, file, start)
         except (httpx.TransportError, httpx.InvalidURL, httpx.DecodingError) as error:
-            raise Refusal(None, {}, f"{type(error).__name__}: {error}") from error
+            raise Refusal(None, {}, reason_of(error)) from error
         except Refusal as refusal:
             # no governor hears what a peer says of waiting: it is tried again like one that said nothing
             raise Refusal(refusal.status, {}, refusal.reason) from refusal

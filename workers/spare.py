@@ -7,6 +7,7 @@ spare counts as gone. The bytes are read from the disk, or its cache, in pieces;
 from __future__ import annotations
 
 import os
+import ssl
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -16,6 +17,7 @@ import httpx
 from crucible.hub import wire
 from crucible.refs import SourceFile
 from crucible.report import Tally
+from crucible.workers.tls import Trust
 
 PUSH_BYTES = 64 << 20
 """The most that one request carries, and the most that an agent takes."""
@@ -27,13 +29,13 @@ TIMEOUT = httpx.Timeout(READ_S, connect=2.0)
 """Seconds without a byte moving. A spare that is slower than this holds up the download for nothing."""
 
 
-def announce(url: str, secret: str, oids: Iterable[str]) -> None:
+def announce(url: str, secret: str, oids: Iterable[str], trust: Trust | None = None) -> None:
     """Ask this node's agent to let go of what it holds for these files: a process of the node goes on with them.
 
     Unasked, or not heard, it lets go by itself after a while.
     """
     # every item with a big file comes here: httpx's own transport would load the certificates for each (20 ms)
-    with wire.client(READ_S, max_connections=1) as client:
+    with suppress(httpx.HTTPError), wire.client(READ_S, max_connections=1, tls=_context(url, trust)) as client:
         for oid in oids:
             with suppress(httpx.HTTPError):
                 headers = {"authorization": f"Bearer {secret}"}
@@ -43,14 +45,22 @@ def announce(url: str, secret: str, oids: Iterable[str]) -> None:
 class SparePusher:
     """The `Spare` of a work item, for the agent at `url`. Usable from any thread; counts what it sent in `tally`."""
 
-    def __init__(self, url: str, secret: str, tally: Tally) -> None:
+    def __init__(self, url: str, secret: str, tally: Tally, trust: Trust | None = None) -> None:
         self._url, self._tally = url.rstrip("/"), tally
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=8)
+        self._failures = 0
+        try:
+            context = _context(url, trust)
+        except httpx.TransportError:  # this node cannot believe anybody
+            context, self._failures = None, FAILURES
         self._client = httpx.Client(
-            timeout=TIMEOUT, limits=limits, trust_env=False, headers={"authorization": f"Bearer {secret}"}
+            timeout=TIMEOUT,
+            limits=limits,
+            trust_env=False,
+            headers={"authorization": f"Bearer {secret}"},
+            verify=context or False,  # False, for http only: its own would load the system's certificates
         )
         self._lock = threading.Lock()
-        self._failures = 0
         self._pushed: set[str] = set()
 
     def __call__(self, file: SourceFile, descriptor: int, start: int, stop: int) -> None:
@@ -85,6 +95,11 @@ class SparePusher:
             self._tally.add(spare_failures=1)
         else:
             self._tally.add(spare_bytes=stop - start)
+
+
+def _context(url: str, trust: Trust | None) -> ssl.SSLContext | None:
+    """Whom a client of the agent at `url` believes; None for plain HTTP. Raises httpx.UnsupportedProtocol."""
+    return None if trust is None else trust.context(url)
 
 
 def _pieces(descriptor: int, start: int, stop: int) -> Iterator[bytes]:

@@ -33,6 +33,7 @@ from crucible.workers.columns import bring_columns, naming_columns
 from crucible.workers.download import DownloadOptions, Spare, bring
 from crucible.workers.links import batching
 from crucible.workers.sources import Body, HubSource, PeerSource, Source
+from crucible.workers.tls import Trust
 from crucible.workers.xet import having, xet_source
 
 FILES_AT_ONCE = 16
@@ -155,7 +156,8 @@ def copy_shard(shard: ShardInfo, urls: Sequence[str], secret: str, place: Workpl
         timeouts = [place.settings.timeout_s] * len(urls)
         if shard.size < SMALL_BYTES:  # it has no hedge: who stalls makes way for the next when one would come
             timeouts[:-1] = [min(place.settings.stall_s, place.settings.timeout_s)] * (len(urls) - 1)
-        peers = [PeerSource(url, secret, tally, timeout_s=wait) for url, wait in zip(urls, timeouts)]
+        trust = Trust.of(place.settings, place.store)
+        peers = [PeerSource(url, secret, tally, timeout_s=wait, trust=trust) for url, wait in zip(urls, timeouts)]
         # a peer that fails is not asked again: another one, or the Hub, is nearer than its backoff
         options = replace(DownloadOptions.of(place.settings, stopped=place.stopped), tries=1, backoff_cap_s=0)
         draft = bring(file, peers, place.store.raw, options, tally, place.observe)

@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, cast
 
 import httpx
@@ -270,10 +271,21 @@ def cut(response: httpx.Response) -> None:
         body.cut()
 
 
-def client(timeout_s: float, *, max_connections: int = 32, proxies: Mapping[str, str] | None = None) -> httpx.Client:
-    """A client on `PoolTransport`: no redirects, no ~/.netrc. `proxies` says by scheme which proxy serves it."""
+def client(
+    timeout_s: float,
+    *,
+    max_connections: int = 32,
+    proxies: Mapping[str, str] | None = None,
+    tls: ssl.SSLContext | None = None,
+) -> httpx.Client:
+    """A client on `PoolTransport`: no redirects, no ~/.netrc. `proxies` says by scheme which proxy serves it.
+
+    `tls` is who is believed, other than the system's authorities.
+    """
     return httpx.Client(
-        transport=PoolTransport(max_connections=max_connections),
+        transport=PoolTransport(
+            max_connections=max_connections, tls=httpx.create_ssl_context if tls is None else lambda: tls
+        ),
         mounts={
             f"{scheme}://": PoolTransport(max_connections=max_connections, proxy=proxy)
             for scheme, proxy in (proxies or {}).items()
@@ -284,17 +296,34 @@ def client(timeout_s: float, *, max_connections: int = 32, proxies: Mapping[str,
     )
 
 
-_peers: dict[int, httpx.Client] = {}
+_peers: dict[tuple[int, Path | None, int], httpx.Client] = {}
 # a child must neither read from its parent's connections nor hold them open
 os.register_at_fork(after_in_child=_peers.clear)
 
 
-def peer_client() -> httpx.Client:
-    """This process's client for the agents of other nodes: one, so that their connections are kept. Never close it."""
-    made = _peers.get(os.getpid())
-    if made is None:
-        made = _peers.setdefault(os.getpid(), client(10.0, max_connections=PEER_CONNECTIONS))
-    return made
+def peer_client(authority: Path | None = None) -> httpx.Client:
+    """This process's client for the agents of other nodes: one, so that their connections are kept. Never close it.
+
+    `authority` is the certificate that https peers must have theirs from. A file that was written anew is read anew.
+    Raises httpx.UnsupportedProtocol if it cannot be read.
+    """
+    try:
+        key = os.getpid(), authority, authority.stat().st_mtime_ns if authority else 0
+        made = _peers.get(key)
+        if made is None:
+            tls = believing(authority) if authority else None
+            made = _peers.setdefault(key, client(10.0, max_connections=PEER_CONNECTIONS, tls=tls))
+        return made
+    except OSError as error:
+        raise httpx.UnsupportedProtocol(f"{authority}: no authority of this cluster's to believe ({error})") from error
+
+
+def believing(authority: Path) -> ssl.SSLContext:
+    """Believes this authority and no other, for the address that was asked for. Raises OSError."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.load_verify_locations(authority)
+    return context
 
 
 def _framed(request: httpx.Request) -> bool:
