@@ -48,13 +48,15 @@ class Line:
         told = self._ask("room", {"need": need, "since": since, "home": str(self._settings.home)}, ROOM_TIMEOUT_S)
         return int(told["freed"]) if told is not None and isinstance(told.get("freed"), int) else None
 
-    def _ask(self, what: str, question: Mapping[str, Any]) -> dict[str, Any] | None:
+    def _ask(
+        self, what: str, question: Mapping[str, Any], timeout_s: float = ANSWER_TIMEOUT_S
+    ) -> dict[str, Any] | None:
         secret = load_secret(self._store)
         address = read_address(self._store)
         agent = self._settings.agent_url or (address.url if address else None)
         if secret is None or agent is None:
             return None
-        timeout = httpx.Timeout(ANSWER_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
+        timeout = httpx.Timeout(timeout_s, connect=CONNECT_TIMEOUT_S)
         try:
             headers = {"authorization": f"Bearer {secret}"}
             url = f"{agent.rstrip('/')}/v1/{what}"

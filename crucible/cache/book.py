@@ -125,8 +125,8 @@ class RoomBook:
                 raise
         return Reservation(path, descriptor, size, locks=locks)
 
-    def promises(self) -> list[Promise]:
-        """Those of living processes. Removes the files of dead ones."""
+    def promises(self, *, keep: bool = False) -> list[Promise]:
+        """Those of living processes. Removes the files of dead ones, unless they are to be kept for a look."""
         found = []
         with suppress(OSError), os.scandir(self._folder) as entries:
             names = [entry.name for entry in entries if entry.name.endswith(SUFFIX) and not entry.name.startswith(".")]
@@ -134,7 +134,8 @@ class RoomBook:
                 with suppress(OSError):
                     promise, alive = self._read(self._folder / name)
                     if not alive:
-                        (self._folder / name).unlink()
+                        if not keep:
+                            (self._folder / name).unlink()
                     elif promise is not None:
                         found.append(promise)
         return found

@@ -21,6 +21,7 @@ from crucible.cache.hubcache import HubCache
 from crucible.config import Settings
 from crucible.errors import (
     ChecksumMismatch,
+    CrucibleError,
     EntryNotFound,
     RepoNotFound,
     RevisionNotFound,
@@ -169,6 +170,14 @@ class HubRepo:
             return named + [str(item["ref"]) for item in refs["converts"]]
         except (Refusal, ValueError, KeyError, TypeError):
             return []  # this is for an error message: it must not become another error
+
+    def has(self, ref: RepoRef) -> bool:
+        """True if the Hub answers now that it has this revision, and lets us see it."""
+        try:
+            self._json(f"{self._api(ref)}/revision/{quote(ref.revision, safe='')}", ref)
+        except CrucibleError:
+            return False
+        return True
 
     def _api(self, ref: RepoRef) -> str:
         return f"{self._endpoint}/api/{ref.repo_type}s/{ref.repo_id}"

@@ -1,0 +1,215 @@
+"""Remove shards from a store to make room: the least missed first, and only what can be had again.
+
+Never: what a manifest pins, what a living process has leased, what was made or used by the job that asks for the room,
+and what nobody could bring back. On a node of a cluster its agent evicts for all (`keeping`), and asks the coordinator,
+which promises no two nodes the last two copies. Without one a shard goes only when a manifest here has its recipe and
+its source answers now.
+
+Concurrency: any number of processes at once. Of two that evict a shard, one counts it. A reader that leases a shard in
+the moment it goes finds it gone and fetches it again, or has it mapped and keeps it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol
+from urllib.parse import quote
+
+from crucible.cache.disk import key_files, write_atomic
+from crucible.cache.pins import Pins
+from crucible.cache.quota import NEVER, PEER_COST, SOURCE_COST, Held, choose
+from crucible.cache.store import Store
+from crucible.config import Settings
+from crucible.hub.client import HubRepo, is_folder
+from crucible.hub.http import HubHttp
+from crucible.manifest import Manifest
+from crucible.refs import RepoRef
+from crucible.report import Tally
+
+SOURCE_GOOD_S = 300.0
+"""How long an answer of a source is believed."""
+JOB_LIVES_S = 86_400.0
+"""A job none of whose items was begun or found here for so long is over, whatever became of it."""
+ROUNDS = 8
+"""How often others are asked anew after they refused something."""
+
+
+class Neighbours(Protocol):
+    """What eviction asks of the others."""
+
+    def elsewhere(self, keys: Sequence[str]) -> set[str]:
+        """Those that another node holds, as far as is known."""
+        ...
+
+    def may_drop(self, keys: Sequence[str]) -> set[str]:
+        """Those that may go from here: they are elsewhere, or their source can still be fetched. A promise."""
+        ...
+
+
+class Alone:
+    """A node without a cluster: only the sources count. Asks each commit of a repo once in SOURCE_GOOD_S seconds."""
+
+    def __init__(self, store: Store, settings: Settings) -> None:
+        self._store, self._settings = store, settings
+        self._answers: dict[RepoRef, tuple[float, bool]] = {}
+
+    def elsewhere(self, keys: Sequence[str]) -> set[str]:  # noqa: ARG002 - there is nobody else
+        return set()
+
+    def may_drop(self, keys: Sequence[str]) -> set[str]:
+        wanted, may = set(keys), set[str]()
+        for manifest in self._store.manifests():
+            found = [shard for shard in manifest.shards if shard.key in wanted]
+            if found and is_folder(manifest.repo.repo_id):
+                may |= {shard.key for shard in found if _files_are_there(manifest, shard.item)}
+            elif found and self._answers_now(manifest.repo):
+                may |= {shard.key for shard in found}
+        return may
+
+    def _answers_now(self, repo: RepoRef) -> bool:
+        """Whether the Hub still has the commit, and lets us see it."""
+        at, answer = self._answers.get(repo, (0.0, False))
+        if not at or time.monotonic() - at > SOURCE_GOOD_S:
+            answer = source_answers(repo, self._settings)
+            self._answers[repo] = (time.monotonic(), answer)
+        return answer
+
+
+def source_answers(repo: RepoRef, settings: Settings) -> bool:
+    """True if the Hub has this commit now. `settings` carry the endpoint and the token. Asks once."""
+    if is_folder(repo.repo_id):
+        return Path(repo.repo_id).is_dir()
+    if settings.offline:
+        return False
+    http = HubHttp(replace(settings, tries=1), Tally())
+    try:
+        return HubRepo(http).has(repo)
+    finally:
+        http.close()
+
+
+def evict(
+    store: Store,
+    need: int,
+    neighbours: Neighbours,
+    *,
+    keys: Collection[str] | None = None,
+    since: float | None = None,
+    whole: bool = True,
+    dry_run: bool = False,
+) -> dict[str, int]:
+    """Remove shards worth `need` bytes, or all of `keys` that may go. Returns key -> bytes freed.
+
+    Nothing is removed when what may go is less than `need`, unless `whole` is False. What was used at `since` or later
+    (seconds since 1970) stays, unless it is asked for by its key.
+    """
+    kept = Pins(store.home).keys() | store.leased()
+    now = time.time()
+    wanted = None if keys is None else frozenset(keys)
+    held: dict[str, Held] = {}
+    for key, size, used in usages(store):
+        if key in kept or (wanted is not None and key not in wanted):
+            continue
+        if wanted is None and since is not None and used >= since:
+            continue
+        held[key] = Held(key, size, max(0.0, now - used), SOURCE_COST)
+    need = sum(one.size for one in held.values()) if wanted is not None else need
+    if wanted is None and (need <= 0 or (whole and sum(one.size for one in held.values()) < need)):
+        return {}
+    near = neighbours.elsewhere([one.key for one in _likely(held.values(), need)])
+    held = {key: Held(key, one.size, one.age_s, PEER_COST if key in near else SOURCE_COST) for key, one in held.items()}
+    allowed: set[str] = set()
+    for _ in range(ROUNDS):
+        chosen = choose(held.values(), need)
+        asked = [key for key in chosen if key not in allowed]
+        answer = neighbours.may_drop(asked) if asked else set()
+        allowed |= answer
+        for key in asked:
+            if key not in answer:
+                held[key] = Held(key, held[key].size, held[key].age_s, NEVER)
+        if len(answer) == len(asked):
+            break
+    else:
+        chosen = [key for key in chosen if key in allowed]
+    sizes = {key: held[key].size for key in chosen if key in allowed}
+    if whole and wanted is None and sum(sizes.values()) < need:
+        return {}
+    if dry_run:
+        return sizes
+    return {key: freed for key in sizes if (freed := store.evict(key))}
+
+
+def usages(store: Store) -> Iterable[tuple[str, int, float]]:
+    """(key, bytes, when it was last used, in seconds since 1970) of every shard."""
+    for entry in key_files(store.home / "shards", "arrow"):
+        with suppress(FileNotFoundError):
+            status = entry.stat()
+            yield entry.name.partition(".")[0], status.st_size, max(status.st_atime, status.st_mtime)
+
+
+def _likely(held: Iterable[Held], need: int) -> list[Held]:
+    """Those that may be chosen whatever it costs to get them again: others need not be asked about."""
+    ranked = sorted(held, key=lambda one: -one.weight)
+    likely, size = [], 0
+    for one in ranked:
+        if size > need * SOURCE_COST / PEER_COST:
+            break
+        likely.append(one)
+        size += one.size
+    return likely
+
+
+def _files_are_there(manifest: Manifest, item: int) -> bool:
+    """Of a repo that is a folder: its files, with the lengths they had."""
+    for file in manifest.items[item].files if item < len(manifest.items) else ():
+        try:
+            if (Path(manifest.repo.repo_id) / file.path).stat().st_size != file.size:
+                return False
+        except OSError:
+            return False
+    return item < len(manifest.items)
+
+
+# --- jobs, whose own shards must not make room for the rest of them
+
+
+def job_began(store: Store, job: str) -> float:
+    """When this node first did something for a job, in seconds since 1970; now, the first time it is asked.
+
+    <home>/jobs/<job> says so, and is touched each time. A disk that cannot be written forgets it.
+    """
+    path = store.home / "jobs" / quote(job, safe="").replace(".", "%2E")
+    with suppress(OSError, ValueError):
+        began = float(path.read_text())
+        path.touch()
+        return began
+    began = time.time() - 1.0  # a disk's clock may be a tick behind
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, repr(began).encode())
+    return began
+
+
+def jobs_since(store: Store) -> float | None:
+    """When the oldest job began here that may still be running; None if there is none."""
+    return min((began for _, began, over in jobs_seen(store) if not over), default=None)
+
+
+def jobs_seen(store: Store) -> list[tuple[Path, float, bool]]:
+    """(its file, when it began here, whether it is over) of the jobs that this node has worked for."""
+    found = []
+    with suppress(FileNotFoundError):
+        for path in (store.home / "jobs").iterdir():
+            with suppress(OSError, ValueError):
+                found.append((path, float(path.read_text()), time.time() - path.stat().st_mtime > JOB_LIVES_S))
+    return found
+
+
+def job_over(store: Store, job: str) -> None:
+    """A job has ended: what it made may make room for others."""
+    with suppress(OSError):
+        (store.home / "jobs" / quote(job, safe="").replace(".", "%2E")).unlink(missing_ok=True)

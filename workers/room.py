@@ -1,0 +1,168 @@
+"""Room on a node's disk, asked for before anything is brought there. In whatever process brings it.
+
+What an item will take at most (its source files, what of them is unpacked, its shards: `formats.growth`) is promised to
+it in a book that all processes of the node share, against the quota and what the disk has free. Where there is too
+little, shards that can be had again make room (`evict`); where that is not enough, whoever asks waits for work that is
+under way to end, because an estimate is more than most take. What is refused, with NoRoom, is only what could not fit:
+the bytes that are certain to come. What turns out to take more than it was promised asks again, and stops there.
+
+So a store keeps to its quota but for the estimate of what is under way, and its disk keeps a reserve free for records.
+"""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from crucible.cache.book import Reservation, RoomBook
+from crucible.cache.disk import disk_of
+from crucible.cache.quota import Room
+from crucible.cache.store import Store
+from crucible.cache.usage import usage_of
+from crucible.config import Settings
+from crucible.errors import DiskFull, NoRoom, StoreError
+from crucible.stopping import check, never, rest
+from crucible.workers.asking import Line
+from crucible.workers.evict import Alone, evict
+
+WAIT_S = 600.0
+"""For work under way to end and leave some of what it was promised."""
+PAUSES_S = (0.02, 1.0)
+ASK_EVERY_S = 5.0
+"""How often others are asked for room while this one waits."""
+
+
+def room_of(store: Store, settings: Settings) -> Room:
+    """What the store has now. With a quota its files are counted, which `usage` makes cheap."""
+    disk = shutil.disk_usage(disk_of(store.home))
+    limit = settings.quota.limit(disk.total)
+    used = 0 if limit is None else usage_of(store.home).bytes()
+    return Room(disk.total, disk.free, used, RoomBook(store.home).reserved(), limit)
+
+
+class Claim:
+    """What one piece of work may still take. Used by one thread at a time."""
+
+    def __init__(self, store: Store, settings: Settings, what: str, reservation: Reservation) -> None:
+        self._store, self._settings, self._what, self._reservation = store, settings, what, reservation
+
+    @property
+    def left(self) -> int:
+        """Bytes."""
+        return self._reservation.size
+
+    def expect(self, size: int) -> None:
+        """So many bytes are still to come, and not more: for when that is known better than before."""
+        self._reservation.set(min(size, self.left))
+
+    def landed(self, size: int) -> None:
+        """`size` bytes of what was promised are on the disk. Raises NoRoom if they are more, and there is no more."""
+        over = size - self.left
+        self._reservation.set(-over)
+        if over > 0:
+            room = room_of(self._store, self._settings)
+            if room.left < 0:  # what has landed counts as used
+                make_room(self._store, self._settings, -room.left, None)
+                room = room_of(self._store, self._settings)
+            if room.left < 0:
+                raise refusal(self._store, self._what, size, room.left + size, room, "it is more than was expected")
+
+
+@contextmanager
+def admitted(
+    store: Store,
+    settings: Settings,
+    what: str,
+    *,
+    peak: int,
+    least: int,
+    since: float | None = None,
+    stopped: Callable[[], bool] = never,
+) -> Iterator[Claim]:
+    """Have `peak` bytes promised for the time of a `with`, or less but no less than `least`.
+
+    `since`: shards used then or later do not make room. Waits for other work if need be. Raises NoRoom, StoreError, or
+    Stopped.
+    """
+    reservation = _reserve(store, settings, what, max(peak, least), least, since, stopped)
+    try:
+        yield Claim(store, settings, what, reservation)
+    finally:
+        reservation.close()
+
+
+def _reserve(
+    store: Store,
+    settings: Settings,
+    what: str,
+    peak: int,
+    least: int,
+    since: float | None,
+    stopped: Callable[[], bool],
+) -> Reservation:
+    book = RoomBook(store.home)
+    give_up, pause = time.monotonic() + WAIT_S, PAUSES_S[0]
+    asked_at = float("-inf")
+    while True:
+        with book.alone(stopped):
+            room = room_of(store, settings)
+            if room.left < peak and time.monotonic() - asked_at > ASK_EVERY_S:
+                enough = make_room(store, settings, peak - room.left, since)
+                if not enough and room.left < least:
+                    make_room(store, settings, least - room.left, since)
+                room = room_of(store, settings)
+                asked_at = time.monotonic()
+            if room.left >= least:
+                try:
+                    return book.reserve(min(peak, max(room.left, 0)), what)
+                except DiskFull as error:  # not even for that: something else fills the disk
+                    raise refusal(store, what, least, room.left, room, "its records need room too") from error
+            waits = room.reserved > 0 and least <= room.left + room.reserved
+        if not waits or time.monotonic() > give_up:
+            raise refusal(store, what, least, room.left, room, "nothing more can be evicted")
+        check(stopped)
+        rest(pause, stopped)
+        pause = min(PAUSES_S[1], pause * 1.5)
+
+
+def refusal(store: Store, what: str, need: int, left: int, room: Room, why: str) -> NoRoom:
+    """What is raised for want of room."""
+    return NoRoom(str(store.home), socket.gethostname(), what, need, max(0, left), f"{room.bound}; {why}")
+
+
+def make_room(store: Store, settings: Settings, need: int, since: float | None) -> bool:
+    """Free at least `need` bytes, or nothing of worth. What is in the quarantine goes first; then shards.
+
+    By this node's agent where there is one, which asks the others; else by this process.
+    """
+    need -= _empty_quarantine(store, need)
+    if need <= 0:
+        return True
+    told = Line(settings).room(need, since)
+    if told is not None:
+        return told >= need
+    with suppress(StoreError):
+        return sum(evict(store, need, Alone(store, settings), since=since).values()) >= need
+    return False
+
+
+def _empty_quarantine(store: Store, need: int) -> int:
+    """Remove the oldest of it until `need` bytes are free. Returns the bytes freed."""
+    freed = 0
+    found: list[tuple[float, int, Path]] = []
+    with suppress(FileNotFoundError):
+        for path in (store.home / "quarantine").iterdir():
+            with suppress(OSError):
+                status = path.stat()
+                found.append((max(status.st_mtime, status.st_ctime), status.st_blocks * 512, path))
+    for _, size, path in sorted(found):
+        if freed >= need:
+            break
+        with suppress(OSError):
+            path.unlink()
+            freed += size
+    return freed
