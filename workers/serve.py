@@ -146,7 +146,7 @@ class AgentServer:
         app.router.add_get("/v1/shards/{key}", self._shard)
         app.router.add_get("/v1/locate/{key}", self._where)
         app.router.add_get("/v1/status", self._status)
-        app.router.add_post("/v1/{what:opening|wishes}", self._question)
+        app.router.add_post("/v1/{what:opening|wishes|room}", self._question)
         app.router.add_put("/v1/partials/{oid}", self._take)
         app.router.add_post("/v1/partials/{oid}/release", self._release)
         app.router.add_delete("/v1/partials/{oid}", self._drop)
