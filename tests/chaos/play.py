@@ -48,6 +48,8 @@ class Played:
     """The phase was over before, or there was nothing to strike at."""
     received: list[Received] = field(default_factory=list)
     runs: list[Run] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    """What happened when, in seconds since the beginning: for a person."""
     problems: list[str] = field(default_factory=list)
     """What failed, or took too long, and should not have."""
     log: list[RequestRecord] = field(default_factory=list)
@@ -71,6 +73,7 @@ class Player:
         self._faults: list[Fault] = []
         self._jobs = 0
         self._toll = 0
+        self._began = time.monotonic()
 
     def play(self) -> Played:
         story, stage = self._story, self._stage
@@ -78,7 +81,7 @@ class Player:
         for name, value in stage.environment.items():
             self._set_env(name, value)
         files = repo_files(story, self._folder / "data")
-        repo = f"ann/chaos-{story.seed}"
+        repo = f"ann/chaos-{story.seed}-{self._folder.name}"
         stage.hub.import_files(repo, files, private=True, lfs=True)
         calm = self._folder / "calm"
         self._set_env("CRUCIBLE_HOME", str(calm))
@@ -95,10 +98,14 @@ class Player:
             stage.whole()
         return self.played
 
+    def _note(self, what: object) -> None:
+        self.played.notes.append(f"{time.monotonic() - self._began:6.1f} s  {what}")
+
     # --- the two phases
 
     def _perform(self, repo: str) -> None:
         story, stage = self._story, self._stage
+        self._note("begins")
         if story.coordinator:
             start_coordinator_on(stage.node_id(story.coordinator))
         if story.prefetch:
@@ -107,11 +114,14 @@ class Player:
         if story.early:
             due += [("training", strike) for strike in story.training]
             self._training.start(stage.up())
-        if not self._phase(repo, due, "prefetch"):
+        went_well = self._phase(repo, due, "prefetch")
+        self._note("the prefetch has ended")
+        if not went_well:
             return
         if not story.early:
             self._training.start(stage.up())
             self._phase(repo, [("training", strike) for strike in story.training], "training")
+        self._note("the training has ended")
 
     def _phase(self, repo: str, due: list[tuple[str, Strike]], name: str) -> bool:
         """Until the job, or the training, or both have ended. False if that took too long."""
@@ -127,6 +137,7 @@ class Player:
                 if strike.at <= at[phase] or over[phase]:
                     due.remove((phase, strike))
                     happened = not over[phase] and self._strike(strike)
+                    self._note(f"{strike}: {'struck' if happened else 'nothing to strike at'}")
                     (self.played.struck if happened else self.played.missed).append(strike)
             if not due:
                 self._calm_down()

@@ -21,6 +21,8 @@ from typing import Any
 SEED = 7
 FAST = "fast"
 """As long as this file is not in the folder, a rank takes its time for each batch: there is something to strike at."""
+PLANTED = os.environ.get("CHAOS_PLANTED", "")
+"""Lose a batch (`dropped`), or spoil a row (`altered`): what the suite has to find out by itself."""
 
 
 def digest_of(ids: list[int], texts: list[str]) -> str:
@@ -46,6 +48,10 @@ def main(arguments: dict[str, Any]) -> None:
     for epoch in range(begin, arguments["epochs"]):
         dataset.set_epoch(epoch)
         for unit, batch in enumerate(dataset):
+            if PLANTED == "dropped" and unit == 3:
+                continue
+            if PLANTED == "altered" and unit == 3:
+                batch["text"][0] = batch["text"][0][1:]
             ids = [int(number) for number in batch["id"]]
             told = {"epoch": epoch, "start": start, "unit": unit, "ids": ids, "digest": digest_of(ids, batch["text"])}
             os.write(out, json.dumps(told).encode() + b"\n")

@@ -280,7 +280,7 @@ def fault_of(what: str, times: int, seconds: float) -> list[Fault]:
         case "cut" | "flip" | "stall":
             return [Fault(what, origin="cdn", after=20_000, times=times)]
         case "drip":
-            return [Fault("slow", origin="cdn", piece=300, wait=0.1, times=times)]
+            return [Fault("slow", origin="cdn", piece=4000, wait=0.1, times=times)]
         case "reset":
             return [Fault("reset", times=2 * times)]
     return [Fault(what, origin="cdn", times=times)]  # type: ignore[arg-type]

@@ -7,10 +7,12 @@ pytest tests/chaos/test_seeds.py --chaos-seed 17 --chaos-rounds 50   this one an
 from __future__ import annotations
 
 import pathlib
+from dataclasses import replace
 
 import pytest
 
-from tests.chaos.invariants import broken, leaks_in
+from tests.chaos.invariants import CHECKS, broken, leaks_in
+from tests.chaos.planted import PLANTED
 from tests.chaos.play import Player
 from tests.chaos.schedule import story_of
 from tests.chaos.stage import Stage
@@ -44,11 +46,41 @@ def test_whatever_fails_all_that_must_hold_holds(
     story = story_of(seed)
     played = Player(chaos_stage, story, tmp_path, monkeypatch.setenv).play()
     found = broken(played) + [f"the token lies in {path}" for path in leaks_in(chaos_stage.ray_nodes.scratch)]
-    happened = "\n".join(f"  struck {strike}" for strike in played.struck)
-    missed = "\n".join(f"  missed {strike}" for strike in played.missed)
-    again = f"again: pytest tests/chaos/test_seeds.py --chaos-seed {seed}"
-    print(
-        f"{story}\n{happened}\n{missed}\nstarts: {played.runs}\nHub: {played.paid} of {played.allowed} allowed, "
-        f"{played.truth.source_bytes} source"
+    told = "\n".join(
+        [
+            f"again: pytest tests/chaos/test_seeds.py --chaos-seed {seed}",
+            *(str(story), *played.notes, *map(str, played.runs)),
+            f"the Hub sent {played.paid} bytes for {played.truth.source_bytes}, {played.allowed} were allowed",
+        ]
     )
-    assert not found, "\n".join([again, str(story), happened, missed, *found])
+    print(told)  # pytest shows it when the test fails
+    assert not found, "\n".join([told, *found])
+
+
+CALM = replace(story_of(0).calm(), seed=10**6, files=3, rows=300, replicas=2, epochs=1, worlds=(2,), early=False)
+
+
+def test_the_invariants_see_whatever_is_planted(
+    chaos_stage: Stage, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    played = Player(chaos_stage, CALM, tmp_path, monkeypatch.setenv).play()
+    assert broken(played) == []
+    for name, plant in PLANTED:
+        with plant(played):
+            assert list(CHECKS[name](played)), f"{plant.__name__} passes unnoticed"
+        assert list(CHECKS[name](played)) == [], f"{plant.__name__} stays"
+    assert {name for name, _ in PLANTED} == set(CHECKS), "an invariant that has never failed shows nothing"
+
+
+@pytest.mark.parametrize(
+    ("planted", "named"),
+    [("dropped", "every sample comes exactly once: epoch 0"), ("altered", "no altered row reaches a batch: 1 batches")],
+)
+def test_a_rank_that_loses_or_spoils_a_batch_is_found_out(
+    planted: str, named: str, chaos_stage: Stage, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CHAOS_PLANTED", planted)
+    story = replace(CALM, worlds=(1,), files=2, replicas=1)
+    found = broken(Player(chaos_stage, story, tmp_path, monkeypatch.setenv).play())
+    assert len(found) == 1
+    assert found[0].startswith(named)
