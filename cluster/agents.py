@@ -1,6 +1,7 @@
 """Every node's agent, and what their stores hold: asked of them, told by them. No decision, and no job.
 
-Soft state: the stores are the truth, and a new coordinator asks them.
+Soft state: the stores are the truth, and a new coordinator asks them. Every call to an agent says this coordinator's
+epoch; where one is refused, the turn is over, and StaleCoordinator is raised by whatever is asked of this module.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import math
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -25,6 +26,7 @@ from crucible.cluster.executor import alive_nodes, reason_of
 from crucible.cluster.flights import Flights
 from crucible.cluster.prepare import Prepared, remember
 from crucible.cluster.skew import Clock, Verdict, judge
+from crucible.cluster.turns import Turn
 from crucible.errors import AgentUnavailable
 from crucible.manifest import Manifest
 from crucible.refs import NodeId, WorkItem
@@ -46,13 +48,17 @@ class Agents:
     """The agents of a cluster, started where there is none, and the catalog of their stores.
 
     `embedded` says that this Ray is this process's own: agents then listen on the loopback address only. `store` is
-    this node's.
+    this node's. `learn` gets what an agent that is new to us was told by coordinators before this one.
 
     Concurrency: any method from any thread.
     """
 
-    def __init__(self, store: Store, *, embedded: bool) -> None:
-        self._embedded, self._store = embedded, store
+    def __init__(self, store: Store, turn: Turn, learn: Callable[[bytes], None], *, embedded: bool) -> None:
+        self._embedded, self._store, self.turn, self._learn = embedded, store, turn, learn
+        self.woken = threading.Event()
+        """Set when an agent says that it has just started."""
+        self._unasked: set[NodeId] = set()
+        """Nodes whose stores were not asked since we met their agents."""
         self._catalog = Catalog()
         self._items = Catalog()
         self._agents: dict[NodeId, tuple[Any, str]] = {}
@@ -94,6 +100,38 @@ class Agents:
                     agent.set_peers.remote(list(now.values()))
                 self._introduce([agents[node][0] for node in now.keys() - known.keys()])
 
+    def refresh(self) -> None:
+        """Notice which nodes came and went, and agents that were started again; ask stores that are new to us.
+
+        Costs a call to Ray's head while nothing changes. Raises what `ensure` does.
+        """
+        with self._lock:
+            known = self._agents.keys() | self._verdicts.keys()
+        if self.woken.is_set() or known != alive_nodes().keys():
+            self.woken.clear()
+            self.ensure()
+        with self._lock:
+            unasked = self._unasked & self._agents.keys()
+        if unasked:
+            self.rebuild(unasked)
+
+    def registered(self, node: NodeId, url: str) -> None:
+        """An agent has started. One that we know by another url is another process now, on the same store."""
+        with self._lock:
+            known = self._agents.get(node)
+        if known is None or known[1] != url:
+            self.woken.set()
+
+    def tell(self, number: int, lines: bytes) -> None:
+        """Have every node keep what must not be forgotten. Nobody waits for it: a later telling has all of it again."""
+        if self._embedded:
+            return  # one node, whose disk has it already
+        with self._lock:
+            agents = [agent for agent, _ in self._agents.values()]
+        told = ray.put(lines)
+        for agent in agents:
+            agent.hear.remote(self.turn.epoch.number, number, told)
+
     def _introduce(self, agents: Sequence[Any]) -> None:
         """Tell agents of nodes that are new to us what was prefetched before they came. Nobody waits for it."""
         names = self._store.names()
@@ -107,6 +145,7 @@ class Agents:
         """Note the agents of `nodes`, started where there was none; those that may yet come, with what was wrong."""
         problems: dict[NodeId, Exception] = {}
         began = time.time()
+        met: list[NodeId] = []
         asked = [(node, agent, hello(agent)) for node in nodes for agent in [self._agent(node, nodes[node])]]
         for node, agent, reply in asked:
             try:
@@ -119,6 +158,7 @@ class Agents:
                     self._forget(node)
                 continue
             except ray.exceptions.RayError as error:
+                self.turn.heard(error)
                 raise AgentUnavailable(node[:12], reason_of(error)) from error
             verdict = self._judge(agent, told, Clock.compared(began, float(told.get("clock", began)), time.time()))
             if verdict.reasons != self._verdicts.get(node, Verdict()).reasons:
@@ -126,10 +166,28 @@ class Agents:
             with self._lock:
                 self._verdicts[node] = verdict
                 if verdict.refused is None:
-                    self._agents[node] = (agent, str(told["url"]))
+                    if node not in self._agents:
+                        met.append(node)
+                    self._agents[node] = (self.turn.command(agent), str(told["url"]))
                 else:
                     self._forget(node)
+        self._meet(met)
         return problems
+
+    def _meet(self, nodes: Sequence[NodeId]) -> None:
+        """Let agents that are new to us hear of this epoch, and hear what those before it told them.
+
+        Raises StaleCoordinator.
+        """
+        with self._lock:
+            self._unasked.update(nodes)
+            asked = [self._agents[node][0].told.remote() for node in nodes]
+        for reply in asked:
+            try:
+                if lines := ray.get(reply, timeout=AGENT_TIMEOUT_S):
+                    self._learn(lines)
+            except ray.exceptions.RayError as error:  # one that died just now tells the next time
+                self.turn.heard(error)
 
     def _judge(self, agent: Any, told: Mapping[str, Any], clock: Clock) -> Verdict:
         mine, theirs = versions_here(), Versions.heard(told)
@@ -158,10 +216,11 @@ class Agents:
             del self._verdicts[node]  # else it is why there is no agent
         self._catalog.drop(node)
         self._items.drop(node)
+        self._unasked.discard(node)
 
     def _agent(self, node: NodeId, host: str) -> Any:
         if node in self._agents:
-            return self._agents[node][0]
+            return self._agents[node][0].actor
         return Agent.options(
             name=agent_name(node),
             namespace=NAMESPACE,
@@ -205,20 +264,32 @@ class Agents:
 
     # --- what they hold
 
-    def rebuild(self) -> None:
-        """Ask every store what it holds. A node that does not answer in time keeps what was believed of it."""
+    def rebuild(self, nodes: Collection[NodeId] | None = None) -> None:
+        """Ask the stores, of `nodes` or of all, what they hold. One that does not answer in time keeps what was known.
+
+        Raises StaleCoordinator.
+        """
         with self._asking:
             with self._lock:
-                asked = [(node, agent.report.remote()) for node, (agent, _) in self._agents.items()]
+                asked = [
+                    (node, agent.report.remote())
+                    for node, (agent, _) in self._agents.items()
+                    if nodes is None or node in nodes
+                ]
                 self._news = []
             reports = {}
             for node, reply in asked:
-                with suppress(ray.exceptions.RayError):
+                try:
                     reports[node] = ray.get(reply, timeout=AGENT_TIMEOUT_S)
+                except ray.exceptions.RayError as error:
+                    self.turn.heard(error)
             with self._lock:
                 for node, (shards, items) in reports.items():
+                    if node not in self._agents:
+                        continue  # it went away meanwhile
                     self._catalog.replace(node, shards, shards.values())
                     self._items.replace(node, items)
+                    self._unasked.discard(node)
                 news, self._news = self._news, None
                 for node, keys, item in news:  # a store that was asked before it landed did not know of it
                     self.landed(node, keys, item)

@@ -2,10 +2,15 @@
 
 It decides nothing itself: `track.apply` does, and `drive.run_job` performs it over a `RayExecutor`. A job runs in a
 thread of its own; every method answers while jobs run.
+
+It may be killed at any moment. What was asked of it is in its journal (`logbook`), and with every agent; what is done
+is in the stores. Ray starts it again, or the next driver does, and it goes on with what had not ended. Each life has an
+epoch (`turns`): one that has been replaced is refused everywhere, and stops.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Sequence
@@ -18,10 +23,26 @@ from crucible.cache.store import Store
 from crucible.cluster.agents import RETRY_S, Agents
 from crucible.cluster.executor import reason_of
 from crucible.cluster.jobs import Job, Jobs
+from crucible.cluster.journal import ENDED, notes
+from crucible.cluster.logbook import Logbook
 from crucible.cluster.readers import Answer
+from crucible.cluster.remembered import (
+    accepted,
+    error_of,
+    must_go_on,
+    options_of,
+    progress_of,
+    report_of,
+    request_of,
+    shown,
+    with_end,
+    with_progress,
+)
 from crucible.cluster.running import Runner
+from crucible.cluster.turns import Turn, take_epoch
 from crucible.config import node_settings
-from crucible.errors import ClusterError, CrucibleError
+from crucible.errors import ClusterError, CrucibleError, JobUnknown, StaleCoordinator, StoreError
+from crucible.failpoints import reach
 from crucible.refs import DataRequest, NodeId, ShardInfo
 from crucible.report import JobReport, Progress
 from crucible.workers.secret import ensure_secret, take_token
@@ -29,33 +50,50 @@ from crucible.workers.tasks import (
     COORDINATOR,
     NAMESPACE,
     JobOptions,
+    session_name,
     this_node,
 )
 
 ray: Any = untyped_ray  # its annotations know neither `exceptions` nor what a remote call returns
+log = logging.getLogger("crucible.coordinator")
 
 COORDINATOR_WAIT_S = 180.0
 """For a coordinator that answers. Ray takes up to half a minute to notice that a node is dead, and as long keeps giving
 out the actor that died with it."""
+KNOWN_WAIT_S = 60.0
+"""For a coordinator that has just begun to hear what the agents know: as long as agents have to start."""
+WATCH_S = 2.0
+"""How long it may take until a node that came or went is noticed, beyond what Ray takes."""
+FAREWELL_S = 10.0
+"""Time for drivers to hear that they have to ask another coordinator."""
 
 
 class CoordinatorCore:
-    """What the actor is. Soft state only: the nodes' stores are the truth, and a new coordinator asks them.
+    """What the actor is. The nodes' stores are the truth, and a new coordinator asks them.
 
     `embedded` says that this Ray is this process's own: agents then listen on the loopback address only.
     """
 
     def __init__(self, embedded: bool) -> None:
+        self._embedded = embedded
         self._store = Store(node_settings().home)
         self._secret = ensure_secret(self._store)
-        self._agents = Agents(self._store, embedded=embedded)
-        self._runner = Runner(self._store, self._agents)
+        self._logbook = Logbook(self._store, session_name(), embedded=embedded)
+        epoch = take_epoch(self._logbook.highest + 1)
+        self._logbook.begin(epoch)
+        reach("coordinator.claimed")
+        self._agents = Agents(self._store, Turn(epoch), self._learn, embedded=embedded)
+        self._runner = Runner(self._store, self._agents, self._note)
         self._jobs = Jobs()
+        self._known = threading.Event()
+        """Set once the agents were asked what they were told, and what had not ended goes on."""
+        threading.Thread(target=self._watch, name="watch", daemon=True).start()
 
     # --- what agents and tasks ask
 
     def answers(self) -> bool:
-        """True, from a coordinator that is there."""
+        """True, from a coordinator that is there. Raises StaleCoordinator from one that has been replaced."""
+        self._agents.turn.check()
         return True
 
     def secret(self) -> str:
@@ -92,6 +130,10 @@ class CoordinatorCore:
         """One entry a node: its agent's status, or why there is none."""
         return self._agents.statuses()
 
+    def registered(self, node: NodeId, url: str) -> None:
+        """An agent has started, maybe again: on another port."""
+        self._agents.registered(node, url)
+
     # --- jobs
 
     def submit(
@@ -102,16 +144,33 @@ class CoordinatorCore:
         replicas: int,
         nodes: int | None,
         token_file: str | None,
+        again: bool = False,
     ) -> None:
-        """Start a job, if it is not known. Ask `progress` how far it is, and `result` how it ended."""
+        """Start a job, if it is not known. Ask `progress` how far it is, and `result` how it ended.
+
+        `again` says that another coordinator may have known it: then this one first hears all that those were asked.
+        Raises StaleCoordinator, and a StoreError where the journal cannot be written: nothing is begun then.
+        """
         token = take_token(token_file) or options.on_this_node().token
+        if again:
+            self._known.wait(KNOWN_WAIT_S)
+        self._agents.turn.check()
         record = self._jobs.add(job, request, options.endpoint, token)
         if record is None:
             return
-        work = threading.Thread(
-            target=self._run, args=(job, record, request, options, replicas, nodes), name=f"job-{job}", daemon=True
-        )
-        work.start()
+        given = token is not None and options.on_this_node().token is None
+        epoch, now = self._agents.turn.epoch, time.time()
+        told = accepted(request, options, replicas, nodes, token=given, epoch=epoch, embedded=self._embedded, now=now)
+        if (known := self._logbook.cells.get(f"job/{job}")) is not None and known.value is not None:
+            told["commit"] = known.value["commit"]
+        record.value = told
+        try:
+            self._logbook.put(f"job/{job}", told)
+        except StoreError:
+            self._jobs.drop(job)
+            raise
+        self._tell()
+        self._start(job, record, request, options)
 
     def progress(self, job: str) -> Progress:
         """How far a job is, and how much longer the Hub wants it to wait."""
@@ -119,25 +178,114 @@ class CoordinatorCore:
 
     def result(self, job: str, wait_s: float) -> JobReport | CrucibleError | None:
         """The report, the error it failed with (returned, so that its type survives), or None while it runs."""
-        record = self._jobs[job]
+        record = self._jobs.get(job)
+        if record is None:
+            return JobUnknown(job) if self._known.wait(wait_s) and self._jobs.get(job) is None else None
         if not record.ended.wait(wait_s):
             return None
         return record.report or record.error
 
-    def jobs(self) -> list[tuple[DataRequest, Progress, str]]:
-        """(request, progress, error text) of every job of this coordinator, oldest first."""
-        return self._jobs.listing()
+    def jobs(self) -> list[dict[str, Any]]:
+        """Every job that is remembered, also those of coordinators before this one, oldest first: see `remembered`."""
+        mine = self._jobs.all()
+        found = []
+        for name, value in notes(self._logbook.cells, "job").items():
+            record = mine.get(name)
+            now = value if record is None else with_progress(value, self._jobs.progress(name))
+            found.append(shown(name, now))
+        return sorted(found, key=lambda job: (job["started"], job["job"]))
 
-    def _run(
-        self, job: str, record: Job, request: DataRequest, options: JobOptions, replicas: int, nodes: int | None
-    ) -> None:
+    def _start(self, job: str, record: Job, request: DataRequest, options: JobOptions) -> None:
+        threading.Thread(target=self._run, args=(job, record, request, options), name=f"job-{job}", daemon=True).start()
+
+    def _run(self, job: str, record: Job, request: DataRequest, options: JobOptions) -> None:
         try:
-            self._runner.run(job, record, request, options, replicas, nodes)
+            self._runner.run(job, record, request, options, record.value["replicas"], record.value["nodes"])
         finally:
+            if record.progress.phase != "superseded":  # it goes on elsewhere, and has not ended
+                ended = with_progress(record.value, record.progress)
+                record.value = with_end(ended, record.progress.phase, time.time(), record.report, record.error)
+                self._note(job, record)
+                reach("job.ended")
             self._jobs.ended(record)
 
+    # --- what is remembered, and gone on with
 
-Coordinator: Any = ray.remote(num_cpus=0, max_concurrency=32)(CoordinatorCore)
+    def _note(self, job: str, record: Job) -> None:
+        """Keep how far a job is. A disk that does not take it costs a later coordinator a look."""
+        if self._agents.turn.over.is_set():
+            return
+        try:
+            self._logbook.put(f"job/{job}", record.value)
+        except StoreError as error:
+            log.warning("job %s: its state is not in the journal: %s", job, error)
+        self._tell()
+
+    def _tell(self) -> None:
+        self._agents.tell(*self._logbook.told())
+
+    def _learn(self, lines: bytes) -> None:
+        try:
+            if self._logbook.learn(lines) and self._known.is_set():
+                self._resume()
+        except StoreError as error:
+            log.warning("what a node was told is not in the journal: %s", error)
+
+    def _resume(self) -> None:
+        """Go on with every job that has not ended. A driver that waits for one finds it by its name."""
+        for name, value in notes(self._logbook.cells, "job").items():
+            try:
+                request, options = request_of(value), options_of(value, node_settings())
+            except (KeyError, TypeError):
+                log.warning("job %s: the journal has it in words of another version; start it again", name)
+                continue
+            own = options.on_this_node().token
+            if must_go_on(value, self._agents.turn.epoch.cluster):
+                if (record := self._jobs.add(name, request, options.endpoint, own)) is not None:
+                    record.value = {**value, "epoch": self._agents.turn.epoch.number}
+                    record.forgotten = bool(value["token"]) and own is None
+                    self._note(name, record)
+                    self._start(name, record, request, options)
+            elif value["phase"] not in ENDED:
+                self._logbook.put(f"job/{name}", with_end(value, "interrupted", time.time(), None, None))
+            elif (ended := self._jobs.add(name, request, options.endpoint, own)) is not None:
+                ended.value, ended.report = value, report_of(value)
+                ended.error = error_of(value) or (None if ended.report else JobUnknown(name))
+                ended.progress = progress_of(name, value)
+                self._jobs.ended(ended)
+
+    def _watch(self) -> None:
+        """Hear what was told to the agents, go on with it, and then notice what comes and goes, with a job or without.
+
+        Ends when another coordinator has taken over.
+        """
+        turn = self._agents.turn
+        while not turn.over.is_set():
+            try:
+                turn.look()
+                self._agents.refresh()
+                if not self._known.is_set():
+                    reach("coordinator.recovering")
+                    self._resume()
+                    self._known.set()
+            except StaleCoordinator as error:
+                log.warning("%s", error)
+            except Exception:  # whatever it is: nobody else would notice what comes and goes
+                log.warning("could not look after the nodes; trying again", exc_info=True)
+                turn.over.wait(WATCH_S)
+                self._agents.woken.set()
+            self._agents.woken.wait(WATCH_S)
+        turn.over.wait()
+        time.sleep(FAREWELL_S)
+        leave()
+
+
+Coordinator: Any = ray.remote(num_cpus=0, max_concurrency=32, max_restarts=-1)(CoordinatorCore)
+
+
+def leave() -> None:
+    """End this actor, for good: its name is then free for the one that has taken over."""
+    ray.kill(ray.get_runtime_context().current_actor, no_restart=True)
 
 
 def start_coordinator(*, embedded: bool) -> Any:
@@ -169,6 +317,7 @@ def reach_coordinator(*, embedded: bool, wait_s: float = COORDINATOR_WAIT_S) -> 
             ray.exceptions.RayActorError,
             ray.exceptions.ActorUnschedulableError,
             ray.exceptions.GetTimeoutError,
+            StaleCoordinator,
         ) as error:
             if getattr(error, "actor_init_failed", False) or time.monotonic() > deadline:
                 raise ClusterError(f"no coordinator answers on this Ray cluster: {reason_of(error)}") from error

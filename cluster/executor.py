@@ -14,7 +14,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from crucible.cluster.drive import as_crucible_error, may_pass
 from crucible.cluster.flights import Flights
 from crucible.cluster.track import CopyShard, RunItem
+from crucible.cluster.turns import Turn
 from crucible.errors import ClusterError, CrucibleError
+from crucible.failpoints import reach
 from crucible.refs import NodeId, WorkItem
 from crucible.report import Counts, ItemResult
 from crucible.workers.tasks import JobOptions, copy_shard_task, run_item_task
@@ -28,6 +30,9 @@ SLOTS_PER_CPU = 2
 
 class Owner(Protocol):
     """What an executor needs of the coordinator. Any method from any thread."""
+
+    turn: Turn
+    """Whose every task is."""
 
     flights: Flights[ItemResult]
     """The items of all jobs that are under way, by item key."""
@@ -47,7 +52,8 @@ class RayExecutor:
     """Items and copies as Ray tasks, node-affine and soft: a node that is gone gives its work to another by itself."""
 
     def __init__(self, owner: Owner, options: JobOptions, job: str, limit: int | None) -> None:
-        self._owner, self._options, self._job = owner, options, job
+        self._owner, self._job = owner, job
+        self._options = replace(options, epoch=owner.turn.epoch)
         self._weights = dict(sorted(owner.weights().items())[:limit])
         if not self._weights:
             raise ClusterError("no node of this Ray cluster has a running agent; see `crucible nodes`")
@@ -58,6 +64,8 @@ class RayExecutor:
     def run(self, command: RunItem) -> Future[ItemResult]:
         """Start the item, or wait for the job that has started it. A node that has it done already is asked first."""
 
+        self._owner.turn.check()
+
         def start() -> Future[ItemResult]:
             done_at = self._owner.where_done(command.item)
             node = command.node if done_at is None or done_at not in self._weights else done_at
@@ -67,6 +75,7 @@ class RayExecutor:
             call = run_item_task.options(scheduling_strategy=there, name=f"item {command.item.index}")
             future = cast("Future[ItemResult]", call.remote(command.item, self._options, self._job, spare).future())
             future.add_done_callback(self._landed)
+            reach("job.dispatched")
             return future
 
         def share(result: ItemResult) -> ItemResult:  # what it cost is in the report of the job that paid
@@ -76,6 +85,7 @@ class RayExecutor:
         return self._owner.flights.join(f"{command.item.key} {self._options.keep_raw}", start, share)
 
     def copy(self, command: CopyShard) -> Future[Counts]:
+        self._owner.turn.check()
         there = NodeAffinitySchedulingStrategy(command.node, soft=False)
         urls = tuple(self._owner.locate([command.shard.key])[command.shard.key])
         call = copy_shard_task.options(scheduling_strategy=there, name=f"copy {command.shard.key[:12]}")
@@ -86,10 +96,12 @@ class RayExecutor:
                 self._owner.landed(command.node, {command.shard.key: command.shard.size})
 
         future.add_done_callback(landed)
+        reach("job.copying")
         return future
 
     def nodes(self) -> Mapping[NodeId, float]:
-        """The nodes this job began with, less those that have died since."""
+        """The nodes this job began with, less those that have died since. Raises StaleCoordinator."""
+        self._owner.turn.check()
         if time.monotonic() - self._looked_at >= NODES_EVERY_S:
             alive = alive_nodes()
             self._weights = {node: weight for node, weight in self._weights.items() if node in alive}
@@ -104,6 +116,7 @@ class RayExecutor:
         return ClusterError(f"{what}: {reason_of(error)}"), True
 
     def _landed(self, done: Future[ItemResult]) -> None:
+        reach("job.done")
         if done.exception() is None:
             result = done.result()
             self._owner.landed(result.node, {shard.key: shard.size for shard in result.shards}, result.key)

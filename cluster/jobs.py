@@ -6,9 +6,10 @@ import threading
 from dataclasses import dataclass, field
 
 from crucible.cluster.drive import with_waiting
+from crucible.cluster.journal import Value
 from crucible.cluster.readers import Answer, Readers
 from crucible.config import Token
-from crucible.errors import CrucibleError
+from crucible.errors import CrucibleError, JobUnknown, TokenForgotten
 from crucible.hub.governor import Governor
 from crucible.refs import DataRequest
 from crucible.report import JobReport, Progress
@@ -31,6 +32,10 @@ class Job:
     report: JobReport | None = None
     error: CrucibleError | None = None
     ended: threading.Event = field(default_factory=threading.Event)
+    value: Value = field(default_factory=dict)
+    """As the journal has it (`remembered`)."""
+    forgotten: bool = False
+    """It goes on without the token that its driver had given to a coordinator before this one."""
 
 
 class Jobs:
@@ -44,18 +49,30 @@ class Jobs:
         self._lock = threading.Lock()
 
     def add(self, name: str, request: DataRequest, endpoint: str, token: Token | None) -> Job | None:
-        """A new job; None if there is one of this name: its driver lost sight of us, and asks again."""
+        """A new job; None if there is one of this name: its driver lost sight of us, and asks again.
+
+        It is then given the token that it may lack. One that ended for want of it is begun anew, and so is one of which
+        only the end is known.
+        """
         with self._lock:
-            if name in self._jobs:
+            known = self._jobs.get(name)
+            lost = known is not None and (
+                isinstance(known.error, JobUnknown) or (isinstance(known.error, TokenForgotten) and token is not None)
+            )
+            if known is not None and not lost:
+                if known.token is None:
+                    known.token = token
                 return None
             self._jobs[name] = job = Job(Progress(name, "resolve"), request, endpoint, token, Readers(name, request))
             return job
 
+    def drop(self, name: str) -> None:
+        """Forget a job that could not be accepted."""
+        with self._lock:
+            self._jobs.pop(name, None)
+
     def get(self, name: str) -> Job | None:
         return self._jobs.get(name)
-
-    def __getitem__(self, name: str) -> Job:
-        return self._jobs[name]
 
     def arrived(self, name: str, size: int) -> None:
         """So many source bytes more."""
@@ -64,8 +81,10 @@ class Jobs:
                 self._jobs[name].arrived += size
 
     def progress(self, name: str) -> Progress:
-        """How far a job is, and how much longer the Hub wants it to wait."""
-        job = self._jobs[name]
+        """How far a job is, and how much longer the Hub wants it to wait. One that is unknown is at its beginning."""
+        job = self._jobs.get(name)
+        if job is None:
+            return Progress(name, "resolve")
         if job.governor is None or job.ended.is_set():
             return job.progress
         return with_waiting(job.progress, job.governor.waiting())
@@ -80,10 +99,10 @@ class Jobs:
         for old in over[:-REMEMBERED]:
             old.readers.forget()
 
-    def listing(self) -> list[tuple[DataRequest, Progress, str]]:
-        """(request, progress, error text) of every job."""
+    def all(self) -> dict[str, Job]:
+        """name -> job, oldest first, of those that this coordinator did or does."""
         with self._lock:
-            return [(job.request, job.progress, str(job.error or "")) for job in self._jobs.values()]
+            return dict(self._jobs)
 
     def opening(self, request: DataRequest, endpoint: str) -> Answer:
         """What a reader of `request` at that Hub may begin with, by the newest job that is about it."""

@@ -68,19 +68,7 @@ def status(address: str | None = None) -> dict[str, Any]:
         from crucible.workers.tasks import coordinator
 
         with cluster(where):
-            here["jobs"] = [
-                {
-                    "job": progress.job,
-                    "repo": request.repo.repo_id,
-                    "phase": progress.phase,
-                    "items_done": progress.items_done,
-                    "items": progress.items,
-                    "bytes_done": progress.bytes_done,
-                    "bytes": progress.bytes,
-                    "error": error,
-                }
-                for request, progress, error in import_ray().get(coordinator().jobs.remote())
-            ]
+            here["jobs"] = import_ray().get(coordinator().jobs.remote())
     return here
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -35,7 +35,7 @@ from crucible.hub.cached import CachedRepo
 from crucible.hub.client import Repo, is_folder, open_repo
 from crucible.hub.governor import Governor
 from crucible.manifest import Manifest
-from crucible.refs import ByteRange, DataRequest, ReadOptions, RepoRef, SourceFile, WorkItem
+from crucible.refs import ByteRange, DataRequest, ReadOptions, RepoRef, SourceFile, WorkItem, is_full_sha
 from crucible.report import Tally
 
 FOOTERS_AT_ONCE = 16
@@ -52,7 +52,7 @@ class Prepared:
     """Pinned."""
     config: str
     splits: tuple[ResolvedSplit, ...]
-    items: tuple[tuple[WorkItem, ...], ...]
+    items: tuple[Sequence[WorkItem], ...]
     """The work items of each split."""
     manifests: tuple[Manifest, ...]
     survey: Mapping[str, Any]
@@ -75,10 +75,12 @@ def prepare(
     *,
     again: bool = False,
     governor: Governor | None = None,
+    commit: str = "",
 ) -> Prepared:
     """Pin, list and resolve. One request when the store has the commit's manifests, none when the revision is a commit.
 
     Offline, what the store does not have is resolved from the Hub cache, if a whole repo was pulled there.
+    `commit` is where the revision was pinned to before, by a job that now goes on: it may point elsewhere by now.
     `again` resolves although the manifests are known: shards of them are gone and must be re-made.
     Raises a RepoError, OfflineMode, or a TransferError when the Hub cannot be asked.
     """
@@ -90,7 +92,8 @@ def prepare(
                 raise
     only = None if not request.builder or request.data_files is None else _named(request.data_files)
     with open_repo(request.repo, settings, tally, governor, only) as repo:
-        pinned = repo.pin(request.repo)
+        known = is_full_sha(commit) and not is_folder(request.repo.repo_id)
+        pinned = replace(request.repo, revision=commit) if known else repo.pin(request.repo)
         if not again and (warm := _from_store(request, pinned, store)) is not None:
             return warm
         configs = survey_repo(repo, pinned, request)

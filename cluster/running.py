@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import replace
 
 from crucible.cache.store import Store
@@ -12,8 +13,12 @@ from crucible.cluster.drive import as_crucible_error, cached_report, run_job
 from crucible.cluster.early import early_manifests
 from crucible.cluster.executor import RayExecutor
 from crucible.cluster.jobs import Job
+from crucible.cluster.journal import ENDED
 from crucible.cluster.prepare import Prepared, prepare
+from crucible.cluster.remembered import with_progress
 from crucible.config import Settings
+from crucible.errors import RepoError, StaleCoordinator, TokenForgotten
+from crucible.failpoints import reach
 from crucible.refs import DataRequest
 from crucible.report import Progress, Tally
 from crucible.workers.governing import cluster_governor
@@ -21,13 +26,13 @@ from crucible.workers.tasks import JobOptions
 
 
 class Runner:
-    """Runs jobs over the agents of a cluster. `store` is this node's.
+    """Runs jobs over the agents of a cluster. `store` is this node's; `note` keeps what is in a job's `value`.
 
     Concurrency: a call a job, each in a thread of its own.
     """
 
-    def __init__(self, store: Store, agents: Agents) -> None:
-        self._store, self._agents = store, agents
+    def __init__(self, store: Store, agents: Agents, note: Callable[[str, Job], None]) -> None:
+        self._store, self._agents, self._note = store, agents, note
 
     def run(
         self, job: str, record: Job, request: DataRequest, options: JobOptions, replicas: int, nodes: int | None
@@ -38,7 +43,10 @@ class Runner:
             settings = replace(options.on_this_node(), token=record.token)
             governor = record.governor = cluster_governor(settings)
             tally = Tally()
-            prepared = prepare(request, settings, self._store, tally, governor=governor)
+            commit = str(record.value["commit"])
+            prepared = prepare(request, settings, self._store, tally, governor=governor, commit=commit)
+            self._pinned(job, record, prepared)
+            reach("job.resolved")
             self._begin_readers(record, prepared, settings)
             self._agents.ensure()
             self._agents.rebuild()
@@ -50,7 +58,8 @@ class Runner:
                 record.progress = Progress(job, "finished")
                 return
             if prepared.cached:  # the manifest is known but shards of it are gone: make them again
-                prepared = prepare(request, settings, self._store, tally, again=True, governor=governor)
+                commit = prepared.repo.revision
+                prepared = prepare(request, settings, self._store, tally, again=True, governor=governor, commit=commit)
                 self._begin_readers(record, prepared, settings)
             options = replace(options, pyarrow=self._agents.writers())
             executor = RayExecutor(self._agents, options, job, nodes)
@@ -63,7 +72,7 @@ class Runner:
                 # source files that stay in a Hub cache do not pass through the store, where a spare keeps its ranges
                 part_bytes=None if options.keep_raw else options.part_bytes,
                 prefer=self._agents.where_done,
-                observe=lambda progress: setattr(record, "progress", progress),
+                observe=lambda progress: self._observe(job, record, progress),
                 arrived=lambda: record.arrived,
                 slots=executor.slots,
                 wishes=record.readers.wishes,
@@ -71,14 +80,38 @@ class Runner:
                 offset_s=time.monotonic() - began,
                 metadata=tally.counts,
             )
+            reach("job.sharing")
             self._agents.share(prepared, manifests)
+            reach("job.shared")
             record.readers.finish(manifests)
             record.report = replace(report, notes=self._agents.notes())
         except Exception as error:  # noqa: BLE001 - whatever ends a job must reach the one who waits for it
-            record.error = as_crucible_error(error, f"job {job}")
-            if record.error is not error:
-                traceback.print_exc()
-            record.progress = replace(record.progress, phase="failed")
+            self._failed(job, record, error)
+
+    def _failed(self, job: str, record: Job, error: Exception) -> None:
+        stale = self._agents.turn.over.is_set() or isinstance(error, StaleCoordinator)
+        record.error = as_crucible_error(error, f"job {job}")
+        if record.forgotten and isinstance(error, RepoError):
+            record.error = TokenForgotten(job, str(error))
+        if isinstance(error, StaleCoordinator):
+            self._agents.turn.end(error)
+        if as_crucible_error(error, "") is not error:
+            traceback.print_exc()
+        record.progress = replace(record.progress, phase="superseded" if stale else "failed")
+
+    def _pinned(self, job: str, record: Job, prepared: Prepared) -> None:
+        """Let the job stay at its commit, and know what it is about, whoever goes on with it."""
+        items = sum(map(len, prepared.items))
+        size = sum(item.size for split in prepared.items for item in split)
+        record.value = {**record.value, "commit": prepared.repo.revision, "items": items, "bytes": size}
+        self._note(job, record)
+
+    def _observe(self, job: str, record: Job, progress: Progress) -> None:
+        changed = progress.phase != record.progress.phase
+        record.progress = progress
+        if changed and progress.phase not in ENDED:
+            record.value = with_progress(record.value, progress)
+            self._note(job, record)
 
     def _begin_readers(self, record: Job, prepared: Prepared, settings: Settings) -> None:
         record.readers.begin(

@@ -116,7 +116,7 @@ class Progress:
     """How far a job is. Monotone in every field but `phase`."""
 
     job: str
-    phase: Literal["resolve", "items", "copies", "finished", "failed"]
+    phase: Literal["resolve", "items", "copies", "finished", "failed", "superseded", "interrupted"]
     items_done: int = 0
     items: int = 0
     bytes_done: int = 0

@@ -28,7 +28,7 @@ from crucible.cluster.preview import preview
 from crucible.config import Settings, settings_with
 from crucible.data_files import DataFiles, data_request
 from crucible.dataset import Dataset, DatasetDict, IterableDataset
-from crucible.errors import ClusterError, CrucibleError, UsageError
+from crucible.errors import ClusterError, CrucibleError, JobUnknown, StaleCoordinator, TokenForgotten, UsageError
 from crucible.hub.client import repo_ref
 from crucible.hub.governor import local_governor
 from crucible.iterate import ShardSource
@@ -295,9 +295,18 @@ def _run_on_cluster(
     ray = import_ray()
     options = JobOptions.of(settings, keep_raw=keep_raw, revision=request.repo.revision)
     job = job_name(request)
+    forgotten = False
     for life in range(COORDINATOR_LIVES):
         try:
-            return _one_job(job, request, settings, options, embedded, replicas, nodes, on_progress)
+            return _one_job(job, request, settings, options, embedded, replicas, nodes, on_progress, again=life > 0)
+        except (JobUnknown, StaleCoordinator):
+            if life + 1 == COORDINATOR_LIVES:
+                raise
+            time.sleep(POLL_S)
+        except TokenForgotten:
+            if settings.token is None or forgotten:
+                raise
+            forgotten = True  # the next coordinator gets it from us
         except ray.exceptions.RayActorError as error:
             if life + 1 == COORDINATOR_LIVES:
                 raise ClusterError(
@@ -315,6 +324,8 @@ def _one_job(
     replicas: int,
     nodes: int | None,
     on_progress: Callable[[Progress], None],
+    *,
+    again: bool,
 ) -> JobReport:
     from crucible.cluster.coordinator import reach_coordinator
 
@@ -322,7 +333,7 @@ def _one_job(
     coordinator = reach_coordinator(embedded=embedded)
     token_file = _hand_over(settings)
     try:
-        ray.get(coordinator.submit.remote(job, request, options, replicas, nodes, token_file))
+        ray.get(coordinator.submit.remote(job, request, options, replicas, nodes, token_file, again))
     finally:
         if token_file is not None:
             Path(token_file).unlink(missing_ok=True)

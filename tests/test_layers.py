@@ -28,6 +28,7 @@ MAY_IMPORT_RAY = {
     "crucible.cluster.connect",
     "crucible.cluster.coordinator",
     "crucible.cluster.executor",
+    "crucible.cluster.turns",
     "crucible.workers.tasks",
     "crucible.workers.daemon",
     "crucible.workers.governing",

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import ray as untyped_ray
 
 from crucible.cache.store import Store
 from crucible.config import node_settings
-from crucible.errors import CrucibleError, StoreVersion
+from crucible.errors import ClusterError, CrucibleError, StoreVersion
+from crucible.failpoints import reach
 from crucible.manifest import manifest_from_json
-from crucible.refs import RepoRef
+from crucible.refs import NodeId, RepoRef
 from crucible.versions import versions_here
 from crucible.workers.asking import request_from_json
+from crucible.workers.evict import Alone, Neighbours
+from crucible.workers.fencing import FOLDER, Epoch, Fence
+from crucible.workers.keeping import Keeping
 from crucible.workers.secret import keep_secret
 from crucible.workers.serve import AgentAddress, AgentServer, store_status, write_address
 from crucible.workers.tasks import ASK_TIMEOUT_S, coordinator, this_node
@@ -24,9 +30,14 @@ ray: Any = untyped_ray  # its annotations know neither `exceptions` nor what a r
 
 LOCATE_TIMEOUT_S = 2.0
 ANSWER_TIMEOUT_S = 10.0
+DROP_TIMEOUT_S = 30.0
+"""For a coordinator that may have to ask the Hub whether it still has something."""
+RETRY_S = 0.2
+TOLD = f"{FOLDER}/told"
+"""What the coordinator must not forget, should it come up on this node; see `cluster.journal`."""
 
 
-class AgentCore:
+class AgentCore(Keeping):
     """Serves this node's store. Everything it knows is on disk or with the coordinator, so it restarts without loss.
 
     `host` is the address it listens on: the node's own, which is the loopback address in an embedded cluster.
@@ -44,11 +55,38 @@ class AgentCore:
             self._problem = str(error)
             return
         self._problem = ""
+        self._fence = Fence(self._store, f"node {self._node[:12]}")
+        self._told: tuple[int, int] = (0, 0)
+        self._hearing = threading.Lock()
         # asked for, not passed in: an actor's arguments are kept and shown by more parts of Ray than its replies
-        secret = ray.get(coordinator().secret.remote(), timeout=ASK_TIMEOUT_S)
+        secret = _ask_secret()
         keep_secret(self._store, secret)
+        reach("agent.starting")
         self._server = AgentServer(self._store, secret, self._node, host, 0, self._locate, self._ask)
         self.set_peers([])
+        # one that Ray started again listens on another port; a coordinator that is not there now will ask
+        with suppress(CrucibleError):
+            coordinator().registered.remote(self._node, self._server.url)
+
+    def obey(self, epoch: Epoch, method: str, *arguments: Any, **named: Any) -> Any:
+        """Do what the coordinator of `epoch` says: one of the methods below. Raises StaleCoordinator."""
+        if self._problem:
+            raise ClusterError(f"node {self._node[:12]}: {self._problem}")
+        self._fence.check(epoch)
+        if method.startswith("_"):
+            raise ClusterError(f"an agent has no method {method!r} for others")
+        return getattr(self, method)(*arguments, **named)
+
+    def hear(self, epoch: int, number: int, lines: bytes) -> None:
+        """Keep what a coordinator must remember. Of two tellings the later one counts, in whatever order they come."""
+        with self._hearing:
+            if (epoch, number) > self._told:
+                self._store.write_small(TOLD, lines)
+                self._told = (epoch, number)
+
+    def told(self) -> bytes:
+        """What a coordinator has told this node, maybe long ago; empty if none has."""
+        return self._store.read_small(TOLD) or b""
 
     def hello(self) -> dict[str, Any]:
         """Who answers: versions, the time in seconds since 1970, url, and why the store cannot be served, if so.
@@ -93,9 +131,13 @@ class AgentCore:
             manifest = manifest_from_json(data)
             self._store.put_manifest(manifest, tuple(revisions))
             repo = manifest.repo
+            reach("agent.keeping")
         if repo is not None:
             for revision in {repo.revision, *revisions}:
                 self._store.put_survey(RepoRef(repo.repo_id, revision, repo.repo_type), survey)
+
+    def _neighbours(self) -> Neighbours:
+        return _Cluster(self._store, self._node, self._server.url)
 
     def _locate(self, key: str) -> list[str]:
         try:
@@ -106,6 +148,8 @@ class AgentCore:
 
     def _ask(self, what: str, question: Any) -> Any:
         """The coordinator's answer to a reader's question; None when no coordinator gives one. Raises TypeError."""
+        if what == "room":  # not a question for the coordinator: a process of this node needs some
+            return self._room(question)
         if what == "opening":
             request, endpoint = request_from_json(question["request"]), str(question["endpoint"])
         else:
@@ -118,4 +162,37 @@ class AgentCore:
             return None
 
 
-Agent: Any = ray.remote(num_cpus=0, max_concurrency=4, max_restarts=-1)(AgentCore)
+class _Cluster(Alone):
+    """The other nodes, as the coordinator knows them. While none answers, only the sources count, as without one."""
+
+    def __init__(self, store: Store, node: NodeId, url: str) -> None:
+        super().__init__(store, node_settings())
+        self._node, self._url = node, url
+
+    def elsewhere(self, keys: Sequence[str]) -> set[str]:
+        try:
+            found = ray.get(coordinator().locate.remote(list(keys)), timeout=ANSWER_TIMEOUT_S)
+        except (ray.exceptions.RayError, CrucibleError):
+            return set()
+        return {key for key, urls in found.items() if any(url != self._url for url in urls)}
+
+    def may_drop(self, keys: Sequence[str]) -> set[str]:
+        try:
+            return set(ray.get(coordinator().may_drop.remote(self._node, list(keys)), timeout=DROP_TIMEOUT_S))
+        except (ray.exceptions.RayError, CrucibleError):
+            return super().may_drop(keys)
+
+
+def _ask_secret() -> str:
+    """The cluster's secret, from a coordinator that may be about to be started again. Raises a RayError."""
+    give_up = time.monotonic() + ASK_TIMEOUT_S
+    while True:
+        try:
+            return str(ray.get(coordinator().secret.remote(), timeout=ASK_TIMEOUT_S))
+        except (ray.exceptions.RayActorError, ClusterError):
+            if time.monotonic() > give_up:
+                raise
+            time.sleep(RETRY_S)
+
+
+Agent: Any = ray.remote(num_cpus=0, max_concurrency=16, max_restarts=-1)(AgentCore)

@@ -19,16 +19,19 @@ from crucible.cache.hubcache import HubCache
 from crucible.cache.store import Store
 from crucible.config import Settings, Token, node_settings
 from crucible.errors import ClusterError, VersionSkew
+from crucible.failpoints import reach
 from crucible.hub.client import is_folder
 from crucible.refs import CONVERSION_VERSION, NodeId, ShardInfo, WorkItem
 from crucible.report import Counts, ItemResult, Tally, TransferEvent
 from crucible.versions import check_conversion, installed
 from crucible.workers.columns import staged_as
+from crucible.workers.fencing import Epoch, Fence
 from crucible.workers.governing import NAMESPACE as NAMESPACE
 from crucible.workers.governing import cluster_governor
 from crucible.workers.secret import load_secret
 from crucible.workers.serve import read_address
 from crucible.workers.spare import SparePusher, announce
+from crucible.workers.tls import Trust
 from crucible.workers.work import Workplace, copy_shard, run_item
 
 ray: Any = untyped_ray  # its annotations know neither `exceptions` nor what a remote call returns
@@ -63,6 +66,8 @@ class JobOptions:
     """Of whoever wants the shards: a node that would make others refuses."""
     pyarrow: tuple[str, ...] = ()
     """Versions that write the same bytes as the coordinator's; empty: nobody has looked."""
+    epoch: Epoch | None = None
+    """Of the coordinator that sends the task; a node that has heard of a later one refuses it."""
 
     @classmethod
     def of(cls, settings: Settings, *, keep_raw: bool = False, revision: str = "") -> JobOptions:
@@ -91,6 +96,11 @@ def this_node() -> NodeId:
     return NodeId(ray.get_runtime_context().get_node_id())
 
 
+def session_name() -> str:
+    """Ray's name for the cluster that this process is in."""
+    return str(ray.get_runtime_context().get_session_name())
+
+
 def coordinator() -> Any:
     """The cluster's coordinator. Raises ClusterError when there is none."""
     try:
@@ -116,12 +126,20 @@ def settings_for(options: JobOptions, job: str, asked: Any = None) -> Settings:
     return settings
 
 
+def check_epoch(store: Store, options: JobOptions) -> None:
+    """Raises StaleCoordinator for a task of a coordinator that has been replaced."""
+    if options.epoch is not None:
+        Fence(store, f"node {this_node()[:12]}").check(options.epoch)
+
+
 def _run_item(item: WorkItem, options: JobOptions, job: str, spare_url: str | None = None) -> ItemResult:
     """Do one item on whatever node this runs on. Retries are the coordinator's: it knows where else to go."""
     options.check_here()
     reporter = _Reporter(job)
     settings = settings_for(options, job, reporter.coordinator)
     store, tally = Store(settings.home), Tally()
+    check_epoch(store, options)
+    reach("worker.began")
     secret = load_secret(store)
     with ExitStack() as stack:
         stack.callback(reporter.flush)
@@ -135,9 +153,9 @@ def _run_item(item: WorkItem, options: JobOptions, job: str, spare_url: str | No
             ]
             address = read_address(store)
             if big and address is not None:
-                announce(address.url, secret, big)
+                announce(address.url, secret, big, Trust.of(settings, store))
             if spare_url is not None:
-                spare = SparePusher(spare_url, secret, tally)
+                spare = SparePusher(spare_url, secret, tally, Trust.of(settings, store))
                 stack.callback(spare.close)
         place = Workplace(
             store,
@@ -161,11 +179,13 @@ def _copy_shard(shard: ShardInfo, urls: tuple[str, ...], options: JobOptions) ->
     """Bring a replica of a shard to this node."""
     settings = options.on_this_node()
     store = Store(settings.home)
+    check_epoch(store, options)
     secret = load_secret(store)
     if secret is None:
         raise ClusterError(f"{settings.home}: no cluster secret on this node; is its agent running?")
     tally = Tally()
     copy_shard(shard, urls, secret, Workplace(store, settings, this_node()), tally)
+    reach("worker.copied")
     return tally.counts
 
 
