@@ -23,6 +23,8 @@ BACKLOG = 512
 ACCEPT_AGAIN_S = 0.5
 """After an accept that failed, as it does without a free descriptor."""
 SWEEP_S = 1.0
+SERVER = "crucible"
+"""What replies say they come from, without the versions of what is under it."""
 TLS_HELLO = b"\x16"
 """The first byte of every TLS connection, and of no HTTP request."""
 QUIET = logging.Logger("crucible.agent.quiet", logging.CRITICAL + 1)
@@ -64,6 +66,24 @@ class Connection(web.RequestHandler):
     def ended(self) -> None:
         """It is answered; the next may come."""
         self.busy, self.since = False, time.monotonic()
+
+    def hurry(self) -> None:
+        """End with the answer that goes out next, whatever body is still to come."""
+        self._lingering_time = 0.0
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,  # noqa: ARG002 - aiohttp's words
+        message: str | None = None,  # noqa: ARG002
+    ) -> web.StreamResponse:
+        """What cannot be read gets no more than its status: aiohttp's own answer quotes it."""
+        if request.writer.output_size > 0:
+            raise ConnectionError("it is answered already, if not to its end")
+        reply = web.Response(status=status, headers={"Server": SERVER})
+        reply.force_close()
+        return reply
 
     def data_received(self, data: bytes) -> None:
         if not self.busy and not self.asking:

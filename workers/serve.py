@@ -38,7 +38,7 @@ from crucible.cache.store import Store, is_key
 from crucible.errors import AgentUnavailable, DiskFull, StoreError
 from crucible.refs import NodeId, SourceFile
 from crucible.workers.bounds import Bounds, Doors, address_of
-from crucible.workers.listen import Connection, Listener
+from crucible.workers.listen import SERVER, Connection, Listener
 from crucible.workers.partials import PartialRefused, Partials
 from crucible.workers.secret import Keyring
 from crucible.workers.sending import ShardResponse, open_inside, span_of
@@ -150,6 +150,7 @@ class AgentServer:
         app.router.add_put("/v1/partials/{oid}", self._take)
         app.router.add_post("/v1/partials/{oid}/release", self._release)
         app.router.add_delete("/v1/partials/{oid}", self._drop)
+        app.on_response_prepare.append(_sign)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
         await runner.setup()
         assert runner.server is not None
@@ -191,7 +192,7 @@ class AgentServer:
             who, now = address_of(request.remote or ""), time.monotonic()
             scheme, _, given = request.headers.get("authorization", "").partition(" ")
             if scheme.lower() != "bearer" or not self.keyring.good(given):
-                return await self._stranger(request, self._doors.failed(who, now), who, now)
+                return await self._stranger(connection, who, now)
             if not self._doors.request(who, now):
                 return _refusal(429, "too many requests from this address", **{"Retry-After": "1"})
             return await handler(request)
@@ -203,14 +204,14 @@ class AgentServer:
         finally:
             connection.ended()
 
-    async def _stranger(self, request: web.Request, often: bool, who: str, now: float) -> web.StreamResponse:
+    async def _stranger(self, connection: Connection, who: str, now: float) -> web.StreamResponse:
         """The one answer to all who do not know the secret. Whoever asks again and again waits for it, or gets none."""
-        if often:
+        if self._doors.failed(who, now):
             if now - self._warned_at > WARN_EVERY_S:
                 self._warned_at = now
                 _log.warning("%s asks this agent again and again without the cluster's secret", who)
-            if self._tarpitted >= self._bounds.tarpitted and request.transport is not None:
-                request.transport.abort()
+            if self._tarpitted >= self._bounds.tarpitted and connection.transport is not None:
+                connection.transport.abort()
             else:
                 self._tarpitted += 1
                 try:
@@ -218,7 +219,8 @@ class AgentServer:
                 finally:
                     self._tarpitted -= 1
         reply = _refusal(401, "the cluster's secret is missing or wrong", **{"WWW-Authenticate": "Bearer"})
-        reply.force_close()  # nobody reads the body that may come with it
+        reply.force_close()
+        connection.hurry()  # nobody reads the body that may come with it
         return reply
 
     async def _shard(self, request: web.Request) -> web.StreamResponse:
@@ -345,6 +347,10 @@ def _parsed(data: bytes, depth: int) -> Any:
         if not level:
             return found
     raise ValueError("nested too deeply")
+
+
+async def _sign(_: web.Request, reply: web.StreamResponse) -> None:
+    reply.headers["Server"] = SERVER
 
 
 def _refusal(status: int, reason: str, **headers: str) -> web.Response:
