@@ -20,7 +20,7 @@ from crucible.feeding import QUEUED, Feeding
 from crucible.manifest import Manifest
 from crucible.patience import Patience
 from crucible.refs import ShardInfo
-from crucible.sources import FeedingSource, Leases, ShardSource, WishingSource
+from crucible.sources import FeedingSource, Leases, ShardSource, WatchfulSource, WishingSource
 
 
 class Feeder:
@@ -35,6 +35,7 @@ class Feeder:
     def __init__(self, source: ShardSource, *, most_bytes: int = 0, fetchers: int = 2, rank: int | None = None) -> None:
         self.source = source
         self._feeding = source if isinstance(source, FeedingSource) else None
+        self._watchful = source if isinstance(source, WatchfulSource) else None
         self._rank = rank if rank is not None or self._feeding is None else self._feeding.rank
         self._state = Feeding(self._feeding, max(0, most_bytes), fetchers) if self._feeding is not None else None
         if self._state is not None:
@@ -64,6 +65,10 @@ class Feeder:
         """A reader has mapped the shard: it counts no more as fetched ahead."""
         if self._state is not None and self._state.most_bytes:
             self._state.opened(shard.key)
+
+    def still(self, shard: ShardInfo, stamp: tuple[int, int, int, int]) -> bool:
+        """False if the file that was mapped with this stamp has to be asked for anew."""
+        return self._watchful is None or self._watchful.still(shard, stamp)
 
     @property
     def holds(self) -> Leases | None:

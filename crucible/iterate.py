@@ -7,7 +7,9 @@ raises: rows are never skipped.
 
 from __future__ import annotations
 
+import os
 import threading
+import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -18,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from crucible.cache.seen import Stamp, stamp_of
 from crucible.errors import CorruptFile, StoreError, UsageError
 from crucible.feed import Feeder
 from crucible.manifest import Manifest
@@ -39,6 +42,9 @@ BLOCK_BYTES = 32 << 20
 OPEN_SHARDS = 2048
 """Most shards mapped at once in a process; Linux allows 65,530 maps."""
 
+LOOK_S = 1.0
+"""How long an open shard is believed to be what it was. A look costs 3 us; a shard of a block, 25 us and more."""
+
 _FEW = 6
 """Up to this many rows of a shard are sliced one by one: six slices cost what one take costs (4.4 us against 27 us)."""
 
@@ -53,7 +59,9 @@ _LONG_RUN = 16
 class ShardReader:
     """Rows by id from the shards of one manifest. Maps are opened when needed; the least recently used are closed.
 
-    Shards that are mapped are leased, so that nobody evicts them. `source` may be a `Feeder`, which fetches ahead.
+    Shards that are mapped are leased, so that nobody evicts them. Once in LOOK_S seconds, and when an epoch begins, the
+    file of one that is used is looked at: one that was written to since is asked for anew. `source` may be a `Feeder`,
+    which fetches ahead.
 
     Concurrency: threads may share a reader. Not picklable; a process makes its own.
     """
@@ -82,6 +90,7 @@ class ShardReader:
         self._row_bytes: int | None = None
         self._open: OrderedDict[int, _OpenShard] = OrderedDict()
         self._lock = threading.Lock()
+        self._look_at: dict[int, float] = {}
         self._leased: dict[int, tuple[Leases, str]] = {}
         weakref.finalize(self, _give_back, self._leased).atexit = False
 
@@ -180,6 +189,10 @@ class ShardReader:
 
         return cast_batch(batch, self.schema, f"shard {info.key[:12]}")
 
+    def recheck(self) -> None:
+        """An epoch begins: look at the file of every open shard before it is next used."""
+        self._look_at.clear()
+
     def close(self) -> None:
         """Close all maps and give back their leases. Tables that were taken stay valid; taking more opens anew."""
         with self._lock:
@@ -187,12 +200,17 @@ class ShardReader:
             _give_back(self._leased)
 
     def _shard(self, number: int) -> _OpenShard:
+        feeder, info, now = self.feeder, self.manifest.shards[number], time.monotonic()
         with self._lock:
             shard = self._open.get(number)
+            if shard is not None and self._look_at.get(number, 0.0) < now:
+                self._look_at[number] = now + LOOK_S
+                if not feeder.still(info, shard.stamp):
+                    del self._open[number]  # whoever has its rows already keeps them
+                    shard = None
             if shard is not None:
                 self._open.move_to_end(number)
                 return shard
-        feeder, info = self.feeder, self.manifest.shards[number]
         leases = feeder.holds
         if leases is not None:
             leases.hold(info.key)  # before it is looked for: from here on nobody evicts it
@@ -208,6 +226,7 @@ class ShardReader:
             elif leases is not None:
                 self._leased[number] = leases, info.key
             self._open[number] = shard
+            self._look_at[number] = now + LOOK_S
             while len(self._open) > self._most_open:
                 oldest, _ = self._open.popitem(last=False)
                 if (lease := self._leased.pop(oldest, None)) is not None:
@@ -248,6 +267,8 @@ class _OpenShard(NamedTuple):
     """Mapped; their buffers keep the map alive after the file is closed, and after it is unlinked."""
     starts: Int64s
     """First row of each batch inside the shard."""
+    stamp: Stamp
+    """Of the file, before it was mapped."""
 
 
 def _open_shard(path: Path, manifest: Manifest, number: int, columns: tuple[str, ...] | None) -> _OpenShard:
@@ -256,6 +277,7 @@ def _open_shard(path: Path, manifest: Manifest, number: int, columns: tuple[str,
     first, whole = manifest.cut(number) or (0, info.rows)
     where = f"shard {info.key[:12]}"
     try:
+        stamp = stamp_of(os.stat(path))
         with pa.memory_map(str(path)) as file:
             reader = pa.ipc.open_file(file)
             schema = reader.schema
@@ -281,7 +303,7 @@ def _open_shard(path: Path, manifest: Manifest, number: int, columns: tuple[str,
     if info.rows != whole:
         batches = list(_part(batches, first, first + info.rows))
     lengths = np.asarray([batch.num_rows for batch in batches], dtype=np.int64)
-    return _OpenShard(batches, np.cumsum(lengths) - lengths)
+    return _OpenShard(batches, np.cumsum(lengths) - lengths, stamp)
 
 
 def _part(batches: list[pa.RecordBatch], start: int, stop: int) -> Iterator[pa.RecordBatch]:

@@ -65,6 +65,7 @@ class Dataset(Split):
 
     def __iter__(self) -> Iterator[Any]:
         reader, output = self._opened()
+        reader.recheck()
         first, ahead = 0, min(FIRST_BLOCK_ROWS, reader.block_rows)
         while first < self.num_rows:
             stop = min(self.num_rows, first + ahead)

@@ -254,7 +254,7 @@ def _do_here(
     prepared: Prepared, settings: Settings, on_progress: Callable[[Progress], None], began: float, tally: Tally
 ) -> tuple[tuple[Manifest, ...], JobReport]:
     store, job = Store(settings.home), job_name(prepared.request)
-    executor = LocalExecutor(Workplace(store, settings, LOCAL))
+    executor = LocalExecutor(Workplace(store, settings, LOCAL, since=time.time()))
     try:
         manifests, report = run_job(
             job,

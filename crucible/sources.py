@@ -55,6 +55,15 @@ class FeedingSource(Protocol):
 
 
 @runtime_checkable
+class WatchfulSource(Protocol):
+    """A source that tells whether a file that it gave is still what it was."""
+
+    def still(self, shard: ShardInfo, stamp: tuple[int, int, int, int]) -> bool:
+        """False if the file with this stamp (`cache.seen`) may have other bytes now. Costs a look at it."""
+        ...
+
+
+@runtime_checkable
 class WishingSource(Protocol):
     """A source of shards that somebody is only making: what is needed soon can be made first."""
 

@@ -195,8 +195,9 @@ class Split:
             features = dump_features(shown_features(self._manifest, self._columns))
             decode = None if self._view.format == "arrow" else decoder(features, self._reader.schema)
             self._output = Output(self._view.format, decode)
-        if most_open is not None:
+        if most_open is not None:  # for an iteration
             self._reader.most_open = most_open
+            self._reader.recheck()
         return self._reader, self._output
 
     def _bad(self, error: CorruptFile, row: int) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from crucible.cache.holds import Holds
+from crucible.cache.seen import Stamp
 from crucible.cache.store import Store
 from crucible.config import Settings
 from crucible.errors import ManifestError, PrefetchFailed, StoreError
@@ -135,6 +136,10 @@ class EarlyShards:
     def has(self, shard: ShardInfo) -> bool:
         """True if the shard is in this node's store, whoever made it."""
         return self._inner.has(shard)
+
+    def still(self, shard: ShardInfo, stamp: Stamp) -> bool:
+        """As `NodeShards.still`."""
+        return self._inner.still(shard, stamp)
 
     def doing(self, shard: ShardInfo) -> str:
         """What is waited for at this moment."""

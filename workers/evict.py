@@ -34,6 +34,8 @@ SOURCE_GOOD_S = 300.0
 """How long an answer of a source is believed."""
 JOB_LIVES_S = 86_400.0
 """A job none of whose items was begun or found here for so long is over, whatever became of it."""
+JOB_RESTS_S = 6 * 3600.0
+"""A job of the same name that is heard of after so long a silence is begun anew: names go by what was asked for."""
 ROUNDS = 8
 """How often others are asked anew after they refused something."""
 
@@ -180,13 +182,14 @@ def _files_are_there(manifest: Manifest, item: int) -> bool:
 def job_began(store: Store, job: str) -> float:
     """When this node first did something for a job, in seconds since 1970; now, the first time it is asked.
 
-    <home>/jobs/<job> says so, and is touched each time. A disk that cannot be written forgets it.
+    <home>/jobs/<job> says so, and is touched each time. A job of the same name long after is another one. A disk that
+    cannot be written forgets it.
     """
     path = store.home / "jobs" / quote(job, safe="").replace(".", "%2E")
     with suppress(OSError, ValueError):
-        began = float(path.read_text())
-        path.touch()
-        return began
+        if time.time() - path.stat().st_mtime < JOB_RESTS_S:
+            path.touch()
+            return float(path.read_text())
     began = time.time() - 1.0  # a disk's clock may be a tick behind
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -207,9 +210,3 @@ def jobs_seen(store: Store) -> list[tuple[Path, float, bool]]:
             with suppress(OSError, ValueError):
                 found.append((path, float(path.read_text()), time.time() - path.stat().st_mtime > JOB_LIVES_S))
     return found
-
-
-def job_over(store: Store, job: str) -> None:
-    """A job has ended: what it made may make room for others."""
-    with suppress(OSError):
-        (store.home / "jobs" / quote(job, safe="").replace(".", "%2E")).unlink(missing_ok=True)

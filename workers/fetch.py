@@ -16,6 +16,8 @@ from typing import Any
 
 import httpx
 
+from crucible.cache.check import is_sound
+from crucible.cache.seen import Stamp, stamp_of
 from crucible.cache.store import Store
 from crucible.config import Settings
 from crucible.errors import ChecksumMismatch, CrucibleError, StoreError, TransferError
@@ -61,7 +63,7 @@ class NodeShards:
 
         Raises Stopped soon after `stopped` says that nobody waits for it any more.
         """
-        if self.has(shard):
+        if is_sound(self._store, shard):
             self._origins.setdefault(shard.key, ("disk", shard.size))
             return self._store.shard_path(shard.key)
         watch = self._watches[shard.key] = Watch(manifest, shard, self._store, self._settings, self._quarrels)
@@ -75,6 +77,18 @@ class NodeShards:
     def has(self, shard: ShardInfo) -> bool:
         """True if the shard is in this node's store."""
         return self._store.has_shard(shard)
+
+    def still(self, shard: ShardInfo, stamp: Stamp) -> bool:
+        """False if the file that had this stamp was written to since, or put aside because its bytes are wrong.
+
+        True for one that was evicted or replaced: who has it mapped keeps it.
+        """
+        path = self._store.shard_path(shard.key)
+        try:
+            now = stamp_of(os.stat(path))
+        except OSError:
+            return not self._store.put_aside(shard.key)
+        return now == stamp or (now[0] != stamp[0] and not self._store.put_aside(shard.key))
 
     def doing(self, shard: ShardInfo) -> str:
         """What the fetch of this shard waits for at this moment."""

@@ -15,14 +15,13 @@ from typing import Any
 
 from crucible.cache.pins import Pins
 from crucible.cache.store import Store
-from crucible.cache.usage import usage_of
+from crucible.cache.usage import room_of, usage_of
 from crucible.config import Settings, node_settings
 from crucible.errors import CrucibleError
 from crucible.refs import NodeId
 from crucible.stopping import Stopped, never, rest
 from crucible.workers.evict import Alone, Neighbours, evict
 from crucible.workers.litter import litter, sweep
-from crucible.workers.room import room_of
 from crucible.workers.scrub import WRONG, heal, scrub
 
 FIRST_SCRUB_S = 600.0
@@ -158,7 +157,7 @@ def scrub_once(store: Store, settings: Settings, stopped: Callable[[], bool] = n
 
 def usage(store: Store, settings: Settings) -> dict[str, int | None]:
     """As `Keeping.usage`, of any store."""
-    room = room_of(store, settings)
+    room = room_of(store.home, settings.quota)
     pinned, leased = Pins(store.home).keys(), store.leased()
     sizes = dict(store.shards()) if pinned or leased else {}
     return {

@@ -14,7 +14,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from crucible.cache.blobs import BlobFolder, Partial
+from crucible.cache.book import Reservation, RoomBook
+from crucible.cache.quota import Quota
 from crucible.cache.store import Store
+from crucible.cache.usage import room_of
 from crucible.refs import SourceFile
 
 LINGER_S = 30.0
@@ -37,6 +40,7 @@ class Landing:
 
     partial: Partial
     lease: ExitStack
+    room: Reservation
     users: int = 0
     used_at: float = field(default_factory=time.monotonic)
     leaving: bool = False
@@ -64,13 +68,15 @@ class Incoming:
         """All of the range came: journal it."""
         if not self.landing.partial.ranges.covers(self._start, self._at):
             self.landing.partial.record(self._start, self._at, self._crc)
+        self.landing.room.set(self.landing.partial.file.size - self.landing.partial.ranges.size)
 
 
 class Partials:
     """All landings of one store. Thread-safe; what it does with the disk may block, so not for an event loop."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, store: Store, quota: Quota | None = None) -> None:
+        """`quota` says what the store may take; without it only the disk does."""
+        self._store, self._quota = store, quota or Quota()
         self._blobs: BlobFolder = store.raw
         self._lock = threading.Lock()
         self._landings: dict[str, Landing] = {}
@@ -126,10 +132,15 @@ class Partials:
     def _begin(self, file: SourceFile) -> Landing:
         if self._closed or len(self._landings) >= MOST:
             raise PartialRefused(503, "no room for another file")
-        if self._store.free_bytes() < file.size:
-            raise PartialRefused(507, f"no room on the disk for {file.size} bytes")
         lease = ExitStack()
         try:
+            book = RoomBook(self._store.home)
+            with book.alone():
+                # nothing is evicted for what is only here in case that another node dies
+                if (left := room_of(self._store.home, self._quota).left) < file.size - self._blobs.landed(file):
+                    raise PartialRefused(507, f"no room for {file.size} bytes, {max(0, left)} are left")
+                room = book.reserve(file.size, f"ranges of {file.oid[:12]}")
+            lease.callback(room.close)
             partial = lease.enter_context(self._blobs.claim(file, wait_s=0))
             if partial is None:
                 raise PartialRefused(409, "the file is here already")
@@ -138,7 +149,7 @@ class Partials:
         except BaseException:
             lease.close()
             raise
-        return Landing(partial, lease)
+        return Landing(partial, lease, room)
 
     def _let_go(self, oid: str, *, unwanted: bool) -> bool:
         with self._lock:

@@ -11,7 +11,6 @@ So a store keeps to its quota but for the estimate of what is under way, and its
 
 from __future__ import annotations
 
-import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -19,10 +18,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from crucible.cache.book import Reservation, RoomBook
-from crucible.cache.disk import disk_of
 from crucible.cache.quota import Room
 from crucible.cache.store import Store
-from crucible.cache.usage import usage_of
+from crucible.cache.usage import room_of
 from crucible.config import Settings
 from crucible.errors import DiskFull, NoRoom, StoreError
 from crucible.stopping import check, never, rest
@@ -34,14 +32,6 @@ WAIT_S = 600.0
 PAUSES_S = (0.02, 1.0)
 ASK_EVERY_S = 5.0
 """How often others are asked for room while this one waits."""
-
-
-def room_of(store: Store, settings: Settings) -> Room:
-    """What the store has now. With a quota its files are counted, which `usage` makes cheap."""
-    disk = shutil.disk_usage(disk_of(store.home))
-    limit = settings.quota.limit(disk.total)
-    used = 0 if limit is None else usage_of(store.home).bytes()
-    return Room(disk.total, disk.free, used, RoomBook(store.home).reserved(), limit)
 
 
 class Claim:
@@ -64,10 +54,10 @@ class Claim:
         over = size - self.left
         self._reservation.set(-over)
         if over > 0:
-            room = room_of(self._store, self._settings)
+            room = room_of(self._store.home, self._settings.quota)
             if room.left < 0:  # what has landed counts as used
                 make_room(self._store, self._settings, -room.left, None)
-                room = room_of(self._store, self._settings)
+                room = room_of(self._store.home, self._settings.quota)
             if room.left < 0:
                 raise refusal(self._store, self._what, size, room.left + size, room, "it is more than was expected")
 
@@ -79,16 +69,17 @@ def admitted(
     what: str,
     *,
     peak: int,
-    least: int,
+    least: int | Callable[[], int],
     since: float | None = None,
     stopped: Callable[[], bool] = never,
 ) -> Iterator[Claim]:
     """Have `peak` bytes promised for the time of a `with`, or less but no less than `least`.
 
-    `since`: shards used then or later do not make room. Waits for other work if need be. Raises NoRoom, StoreError, or
-    Stopped.
+    A function for `least` is asked only where there are no `peak`. `since`: shards used then or later do not make room.
+    Waits for other work if need be. Raises NoRoom, StoreError, or Stopped.
     """
-    reservation = _reserve(store, settings, what, max(peak, least), least, since, stopped)
+    certain = (lambda: least) if isinstance(least, int) else least
+    reservation = _reserve(store, settings, what, peak, certain, since, stopped)
     try:
         yield Claim(store, settings, what, reservation)
     finally:
@@ -100,7 +91,7 @@ def _reserve(
     settings: Settings,
     what: str,
     peak: int,
-    least: int,
+    certain: Callable[[], int],
     since: float | None,
     stopped: Callable[[], bool],
 ) -> Reservation:
@@ -109,12 +100,13 @@ def _reserve(
     asked_at = float("-inf")
     while True:
         with book.alone(stopped):
-            room = room_of(store, settings)
+            room = room_of(store.home, settings.quota)
+            least = peak if room.left >= peak else min(peak, certain())
             if room.left < peak and time.monotonic() - asked_at > ASK_EVERY_S:
                 enough = make_room(store, settings, peak - room.left, since)
                 if not enough and room.left < least:
                     make_room(store, settings, least - room.left, since)
-                room = room_of(store, settings)
+                room = room_of(store.home, settings.quota)
                 asked_at = time.monotonic()
             if room.left >= least:
                 try:

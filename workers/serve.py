@@ -34,7 +34,9 @@ from typing import Any, ParamSpec, TypeVar
 
 from aiohttp import web
 
+from crucible.cache.check import is_unchanged, may_serve
 from crucible.cache.store import Store, is_key
+from crucible.config import node_settings
 from crucible.errors import AgentUnavailable, DiskFull, StoreError
 from crucible.refs import NodeId, SourceFile
 from crucible.workers.bounds import Bounds, Doors, address_of
@@ -110,7 +112,7 @@ class AgentServer:
         self._tls, self._bounds = tls, bounds or Bounds()
         self._doors = Doors(self._bounds)
         self._tarpitted, self._warned_at = 0, float("-inf")
-        self._partials = Partials(store)
+        self._partials = Partials(store, node_settings().quota)
         # threads of their own: the default ones open the shards that are served
         self._pool = ThreadPoolExecutor(4, thread_name_prefix="crucible-partials")
         self._loop = asyncio.new_event_loop()
@@ -227,6 +229,8 @@ class AgentServer:
         key = request.match_info["key"]
         if not is_key(key):
             return _refusal(404, "not a shard key")
+        if not is_unchanged(self._store, key) and not await asyncio.to_thread(may_serve, self._store, key):
+            return _refusal(404, f"no shard {key[:12]} on this node whose bytes are right")
         file = open_inside(self._store.shard_path(key))
         if file is None:
             return _refusal(404, f"no shard {key[:12]} on this node")

@@ -25,6 +25,7 @@ from crucible.refs import CONVERSION_VERSION, NodeId, ShardInfo, WorkItem
 from crucible.report import Counts, ItemResult, Tally, TransferEvent
 from crucible.versions import check_conversion, installed
 from crucible.workers.columns import staged_as
+from crucible.workers.evict import job_began
 from crucible.workers.fencing import Epoch, Fence
 from crucible.workers.governing import NAMESPACE as NAMESPACE
 from crucible.workers.governing import cluster_governor
@@ -39,6 +40,8 @@ ray: Any = untyped_ray  # its annotations know neither `exceptions` nor what a r
 COORDINATOR = "crucible-coordinator"
 ASK_TIMEOUT_S = 30.0
 PROGRESS_EVERY_S = 0.5
+COPY_KEEPS_S = 3600.0
+"""A copy for safety's sake pushes out nothing that was used within this time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +169,7 @@ def _run_item(item: WorkItem, options: JobOptions, job: str, spare_url: str | No
             spare=spare,
             keep_raw=options.keep_raw,
             made=reporter.made(item),
+            since=job_began(store, job),
         )
         result = run_item(item, place)
         if spare is not None:
@@ -184,7 +188,8 @@ def _copy_shard(shard: ShardInfo, urls: tuple[str, ...], options: JobOptions) ->
     if secret is None:
         raise ClusterError(f"{settings.home}: no cluster secret on this node; is its agent running?")
     tally = Tally()
-    copy_shard(shard, urls, secret, Workplace(store, settings, this_node()), tally)
+    # for a copy of what others have nothing goes that is in use
+    copy_shard(shard, urls, secret, Workplace(store, settings, this_node(), since=time.time() - COPY_KEEPS_S), tally)
     reach("worker.copied")
     return tally.counts
 

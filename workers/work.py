@@ -15,10 +15,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from crucible.cache.blobs import BlobFolder
+from crucible.cache.check import mark_used
 from crucible.cache.hubcache import HubCache
 from crucible.cache.store import Store
 from crucible.config import Settings
 from crucible.errors import ChecksumMismatch, ConversionError, SourceUnavailable, StoreError
+from crucible.failpoints import reach
+from crucible.formats.growth import peak_bytes
 from crucible.formats.limits import Limits
 from crucible.hub.client import is_folder
 from crucible.hub.governor import Governor
@@ -32,6 +35,7 @@ from crucible.workers.cached import cached_copy, is_right
 from crucible.workers.columns import bring_columns, naming_columns
 from crucible.workers.download import DownloadOptions, Spare, bring
 from crucible.workers.links import batching
+from crucible.workers.room import Claim, admitted
 from crucible.workers.sources import Body, HubSource, PeerSource, Source
 from crucible.workers.tls import Trust
 from crucible.workers.xet import having, xet_source
@@ -62,6 +66,9 @@ class Workplace:
     """True once nobody waits for the result: what is under way then raises Stopped."""
     made: Callable[[ShardInfo], None] = lambda _: None
     """Told of each shard that is new in the store, before its item is done."""
+    since: float | None = None
+    """Shards that were used then or later, in seconds since 1970, do not make room for what is done here: a job must
+    not push out what it made itself. None: any that can be had again may."""
 
 
 def run_item(item: WorkItem, place: Workplace) -> ItemResult:
@@ -78,11 +85,13 @@ def run_item(item: WorkItem, place: Workplace) -> ItemResult:
             return found
         tally = Tally()
         try:
-            with place.store.workspace() as folder:
+            with _room(item, place) as claim, place.store.workspace() as folder:
                 brought = _bring(item, place, folder, tally)
+                reach("worker.brought")
+                claim.expect(peak_bytes(item) - item.size)
                 try:
                     with naming_columns(item, [source.path for source in brought]):
-                        shards, schemas = _convert(item, brought, folder, place)
+                        shards, schemas = _convert(item, brought, folder, place, claim)
                 except ConversionError:
                     for source in brought:  # right bytes that cannot be read will not read better the next time
                         source.done()
@@ -97,13 +106,14 @@ def run_item(item: WorkItem, place: Workplace) -> ItemResult:
             item.index, item.key, place.node, tuple(shards), tuple(schemas.items()), tally.counts, seconds
         )
         place.store.put_item(result)
+        reach("worker.recorded")
         for source in brought:
             source.done()
         return result
 
 
 def _convert(
-    item: WorkItem, brought: Sequence[_Brought], folder: Path, place: Workplace
+    item: WorkItem, brought: Sequence[_Brought], folder: Path, place: Workplace, claim: Claim
 ) -> tuple[list[ShardInfo], dict[str, str]]:
     """The item's shards, each committed, and the schemas by their digests."""
     # who only moves bytes (a pull, a copy of a shard) need not wait 0.25 s for pyarrow, nor hold its 90 MB
@@ -129,7 +139,10 @@ def _convert(
             )
         for source in brought:
             source.check()
-        place.store.commit_shard(draft.path, key)
+        claim.landed(draft.size)
+        reach("worker.converted")
+        place.store.commit_shard(draft.path, key, draft.digest)
+        reach("worker.committed")
         shards.append(ShardInfo(key, draft.rows, draft.size, draft.digest, digest, item.index, draft.number))
         place.made(shards[-1])
     if not shards and (schema := schema_of_item(item, paths, folder, limits)) is not None:
@@ -141,7 +154,26 @@ def _found(item: WorkItem, place: Workplace) -> ItemResult | None:
     found = place.store.get_item(item, place.node)
     if found is not None:
         place.observe(TransferEvent("progress", item.files[0].path, item.size, source="disk"))
+        if place.since is not None:
+            for shard in found.shards:
+                mark_used(place.store, shard.key, place.since)
     return found
+
+
+def _room(item: WorkItem, place: Workplace) -> AbstractContextManager[Claim]:
+    """Room for an item's source files and shards. What is certain to come are the files that are not here yet."""
+
+    def least() -> int:
+        if item.options.partial or is_folder(item.repo.repo_id):
+            return 0
+        cache = HubCache(place.settings.hub_cache)
+        blobs = cache.blobs(item.repo) if place.keep_raw else place.store.raw
+        missing = [file for file in item.files if cache.find(item.repo, file) is None]
+        return sum(max(0, file.size - blobs.landed(file)) for file in missing)
+
+    what = f"{item.files[0].path}" + (f" and {len(item.files) - 1} more files" if len(item.files) > 1 else "")
+    peak = peak_bytes(item) - (item.size if is_folder(item.repo.repo_id) else 0)
+    return admitted(place.store, place.settings, what, peak=peak, least=least, since=place.since, stopped=place.stopped)
 
 
 def copy_shard(shard: ShardInfo, urls: Sequence[str], secret: str, place: Workplace, tally: Tally) -> Path:
@@ -160,9 +192,18 @@ def copy_shard(shard: ShardInfo, urls: Sequence[str], secret: str, place: Workpl
         peers = [PeerSource(url, secret, tally, timeout_s=wait, trust=trust) for url, wait in zip(urls, timeouts)]
         # a peer that fails is not asked again: another one, or the Hub, is nearer than its backoff
         options = replace(DownloadOptions.of(place.settings, stopped=place.stopped), tries=1, backoff_cap_s=0)
-        draft = bring(file, peers, place.store.raw, options, tally, place.observe)
+        with admitted(
+            place.store,
+            place.settings,
+            f"shard {shard.key[:12]}",
+            peak=shard.size,
+            least=lambda: max(0, shard.size - place.store.raw.landed(file)),
+            since=place.since,
+            stopped=place.stopped,
+        ):
+            draft = bring(file, peers, place.store.raw, options, tally, place.observe)
         try:
-            return place.store.commit_shard(draft, shard.key)
+            return place.store.commit_shard(draft, shard.key, shard.digest)
         except StoreError:
             if place.store.has_shard(shard):
                 return place.store.shard_path(shard.key)  # another process has just given it its name

@@ -55,6 +55,16 @@ class BlobFolder:
         """True if the blob is here with the right length. (Its bytes were verified before it got its name.)"""
         return is_whole(self.path(file.oid), file)
 
+    def landed(self, file: SourceFile) -> int:
+        """Bytes of a blob that this disk has already, complete or on its way: for those who ask how much is to come."""
+        if self.has(file):
+            return file.size
+        names = Names(self.root, file.oid)
+        try:
+            return min(file.size, os.stat(names.data(names.top())).st_blocks * 512)
+        except OSError:
+            return 0
+
     def remove(self, oid: str) -> None:
         """Remove a complete blob, if it is here. One on its way stays."""
         path = self.path(oid)

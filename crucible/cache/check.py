@@ -25,7 +25,7 @@ UNREADABLE = "unreadable"
 _log = logging.getLogger("crucible.integrity")
 
 
-def is_right(store: Store, shard: ShardInfo) -> bool:
+def is_sound(store: Store, shard: ShardInfo) -> bool:
     """True if the shard is here with the bytes that its manifest means. Marks it as used.
 
     One with other bytes goes to the quarantine, with a warning that names it; False then, and whoever asked fetches it
@@ -48,12 +48,21 @@ def is_right(store: Store, shard: ShardInfo) -> bool:
     if found != shard.digest:
         put_aside(store, shard.key, stamp, shard.digest, found)
         return False
-    _used(store, shard.key, found, status)
+    _used(store, shard.key, status)
     return True
 
 
+def is_unchanged(store: Store, key: str) -> bool:
+    """True if the shard is here, was verified since this boot, and was not written to since. A look at its file."""
+    try:
+        status = os.stat(store.shard_path(key))
+    except OSError:
+        return False
+    return store.seen.digest(key, stamp_of(status)) is not None
+
+
 def may_serve(store: Store, key: str) -> bool:
-    """As `is_right`, for one who knows only the key: true unless the shard was seen to have other bytes once.
+    """As `is_sound`, for one who knows only the key: true unless the shard was seen to have other bytes once.
 
     One that was never seen here is given out: whoever gets it hashes it.
     """
@@ -72,7 +81,7 @@ def may_serve(store: Store, key: str) -> bool:
             if found is not None:
                 put_aside(store, key, stamp, expected, found)
             return False
-    _used(store, key, found, status)
+    _used(store, key, status)
     return True
 
 
@@ -112,10 +121,20 @@ def put_aside(store: Store, key: str, stamp: Stamp, expected: str, found: str) -
         )
 
 
-def _used(store: Store, key: str, digest: str, status: os.stat_result) -> None:
+def _used(store: Store, key: str, status: os.stat_result) -> None:
     """Note the last use of a shard, which is the time of its last access, if the one that is noted is an old one."""
     if time.time() - max(status.st_atime, status.st_mtime) > TOUCH_S:
-        path = store.shard_path(key)
-        with suppress(OSError):
-            os.utime(path, ns=(time.time_ns(), status.st_mtime_ns))
+        mark_used(store, key, time.time())
+
+
+def mark_used(store: Store, key: str, since: float) -> None:
+    """Note that the shard is in use now, if its last use was before `since`, in seconds since 1970. Never fails."""
+    path = store.shard_path(key)
+    with suppress(OSError):
+        status = os.stat(path)
+        if max(status.st_atime, status.st_mtime) >= since:
+            return
+        digest = store.seen.digest(key, stamp_of(status))
+        os.utime(path, ns=(time.time_ns(), status.st_mtime_ns))
+        if digest is not None:  # a look at the clock is no write to the file
             store.seen.note(key, digest, stamp_of(os.stat(path)))

@@ -132,6 +132,12 @@ class Store:
             return target
         return None
 
+    def put_aside(self, key: str) -> bool:
+        """True if a file of this shard is in quarantine."""
+        with suppress(OSError), os.scandir(self.home / "quarantine") as entries:
+            return any(entry.name.startswith(key) for entry in entries)
+        return False
+
     @property
     def holds(self) -> Holds:
         """What this process has leased, and where it leases more."""

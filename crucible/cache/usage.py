@@ -7,12 +7,17 @@ The first look of a process reads every folder of shards (a million files: some 
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+
+from crucible.cache.book import RoomBook
+from crucible.cache.disk import disk_of
+from crucible.cache.quota import Quota, Room
 
 BESIDE = ("raw", "tmp", "quarantine")
 """What counts beside the shards: source files, work in progress, and what turned out wrong. Records are small."""
@@ -85,6 +90,14 @@ def _folder_bytes(path: str) -> tuple[int, int]:
                 size += entry.stat().st_size
                 count += 1
     return size, count
+
+
+def room_of(home: Path, quota: Quota) -> Room:
+    """What the store at `home` has now. With a quota its files are counted."""
+    disk = shutil.disk_usage(disk_of(home))
+    limit = quota.limit(disk.total)
+    used = 0 if limit is None else usage_of(home).bytes()
+    return Room(disk.total, disk.free, used, RoomBook(home).reserved(), limit)
 
 
 _ALL: dict[Path, Usage] = {}
