@@ -48,7 +48,7 @@ log = logging.getLogger("crucible.coordinator")
 
 SLACK = 4
 """A journal is made shorter when it has so many times more lines than cells, and more than `LEAST_LINES`."""
-LEAST_LINES = 1024
+LEAST_LINES = 256
 SUFFIX = ".journal"
 DRAFT_KEPT_S = 3600.0
 """A draft that is older was left behind by a kill: to write one takes no second."""
@@ -110,6 +110,7 @@ class Logbook:
             ((name, cell),) = from_lines(to_lines({name: cell})).items()  # as it will be read
             self._append(name, cell)
             self._cells[name] = cell
+            self._shorten()
 
     def note(self, kind: str, key: str, record: Value | None) -> None:
         """A standing order: what is so until it is said otherwise (None), whichever coordinator there is."""
@@ -128,12 +129,20 @@ class Logbook:
                 self._append(name, learned[name])
             self._number += bool(fresh)
             self._cells = learned
+            self._shorten()
             return bool(fresh)
 
     def told(self) -> tuple[int, bytes]:
         """(number, what every node should know; see `journal.told`): what has a higher number is newer."""
         with self._lock:
             return self._number, to_lines(told(self._cells))
+
+    def close(self) -> None:
+        """Let go of the file; the next word opens one again."""
+        with self._lock:
+            file, self._file = self._file, None
+            if file is not None:
+                file.close()
 
     # --- the file
 
@@ -144,16 +153,20 @@ class Logbook:
         with disk_errors(self._path):
             if self._file is None or os.fstat(self._file.fileno()).st_nlink == 0:
                 self._rewrite()  # somebody emptied the store under us, or a line before this one is torn
-            file, self._file = self._file, None
-            assert file is not None
-            _write(file, cell_line(name, cell))
-            reach("journal.torn")
-            _write(file, b"\n")
-            os.fsync(file.fileno())
-            self._file = file
+            assert self._file is not None
+            try:
+                _write(self._file, cell_line(name, cell))
+                reach("journal.torn")
+                _write(self._file, b"\n")
+                os.fsync(self._file.fileno())
+            except BaseException:
+                self.close()
+                raise
         self._lines += 1
         reach("journal.after")
-        if self._lines > LEAST_LINES and self._lines > SLACK * len(self._cells):
+
+    def _shorten(self) -> None:
+        if self._path is not None and self._lines > LEAST_LINES and self._lines > SLACK * len(self._cells):
             self._rewrite()
 
     def _rewrite(self) -> None:
@@ -173,8 +186,7 @@ class Logbook:
                 draft.unlink(missing_ok=True)
                 raise
             fsync_folder(self._folder)
-            if self._file is not None:
-                self._file.close()
+            self.close()
             self._file = self._path.open("ab", buffering=0)
         self._lines = len(self._cells)
 
