@@ -24,6 +24,7 @@ from crucible.cache.store import Store
 from crucible.cluster.catalog import Catalog
 from crucible.cluster.executor import alive_nodes, reason_of
 from crucible.cluster.flights import Flights
+from crucible.cluster.keys import Keys
 from crucible.cluster.prepare import Prepared, remember
 from crucible.cluster.skew import Clock, Verdict, judge
 from crucible.cluster.turns import Turn
@@ -53,13 +54,16 @@ class Agents:
     Concurrency: any method from any thread.
     """
 
-    def __init__(self, store: Store, turn: Turn, learn: Callable[[bytes], None], *, embedded: bool) -> None:
-        self._embedded, self._store, self.turn, self._learn = embedded, store, turn, learn
+    def __init__(self, store: Store, turn: Turn, learn: Callable[[bytes], None], keys: Keys, *, embedded: bool) -> None:
+        self._embedded, self._store, self.turn, self._learn, self._keys = embedded, store, turn, learn, keys
         self.woken = threading.Event()
         """Set when an agent says that it has just started."""
         self._unasked: set[NodeId] = set()
         """Nodes whose stores were not asked since we met their agents."""
-        self._catalog = Catalog()
+        self.catalog = Catalog()
+        """To be read by whoever likes; changed here only."""
+        self.drained: Collection[NodeId] = frozenset()
+        """Nodes that get no work: they are about to go."""
         self._items = Catalog()
         self._agents: dict[NodeId, tuple[Any, str]] = {}
         self._verdicts: dict[NodeId, Verdict] = {}
@@ -132,6 +136,34 @@ class Agents:
         for agent in agents:
             agent.hear.remote(self.turn.epoch.number, number, told)
 
+    def learn_secret(self) -> dict[NodeId, str]:
+        """Have every agent ask which secret counts; gives what was wrong where one did not. Those are asked again."""
+        with self._lock:
+            asked = [(node, agent.learn_secret.remote()) for node, (agent, _) in self._agents.items()]
+        missed = {}
+        for node, reply in asked:
+            try:
+                ray.get(reply, timeout=CALL_TIMEOUT_S)
+            except ray.exceptions.RayError as error:
+                self.turn.heard(error)
+                missed[node] = reason_of(error)
+        if missed:
+            self.woken.set()
+        return missed
+
+    def _settle(self, node: NodeId, number: int) -> None:
+        """An agent that has another secret than we: it missed a change, or we did."""
+        agent = self._agents[node][0]
+        try:
+            if number > self._keys.number:
+                self._keys.adopt(ray.get(agent.own_secret.remote(), timeout=CALL_TIMEOUT_S))
+                self.woken.set()  # and the others are behind
+            else:
+                ray.get(agent.learn_secret.remote(), timeout=CALL_TIMEOUT_S)
+        except ray.exceptions.RayError as error:
+            self.turn.heard(error)
+            _log.warning("node %s has another secret than the cluster: %s", node[:12], reason_of(error))
+
     def _introduce(self, agents: Sequence[Any]) -> None:
         """Tell agents of nodes that are new to us what was prefetched before they came. Nobody waits for it."""
         names = self._store.names()
@@ -146,6 +178,7 @@ class Agents:
         problems: dict[NodeId, Exception] = {}
         began = time.time()
         met: list[NodeId] = []
+        others: list[tuple[NodeId, int]] = []
         asked = [(node, agent, hello(agent)) for node in nodes for agent in [self._agent(node, nodes[node])]]
         for node, agent, reply in asked:
             try:
@@ -169,9 +202,13 @@ class Agents:
                     if node not in self._agents:
                         met.append(node)
                     self._agents[node] = (self.turn.command(agent), str(told["url"]))
+                    if (number := int(told.get("secret", 0))) != self._keys.number and number:
+                        others.append((node, number))
                 else:
                     self._forget(node)
         self._meet(met)
+        for node, number in others:
+            self._settle(node, number)
         return problems
 
     def _meet(self, nodes: Sequence[NodeId]) -> None:
@@ -214,7 +251,7 @@ class Agents:
         self._agents.pop(node, None)
         if (verdict := self._verdicts.get(node)) is not None and verdict.refused is None:
             del self._verdicts[node]  # else it is why there is no agent
-        self._catalog.drop(node)
+        self.catalog.drop(node)
         self._items.drop(node)
         self._unasked.discard(node)
 
@@ -244,6 +281,11 @@ class Agents:
         refused = {node: one.refused for node, one in self._verdicts.items() if one.refused is not None}
         return found + [{"node": node, "alive": False, "problem": f"refused: {why}"} for node, why in refused.items()]
 
+    def handles(self) -> dict[NodeId, Any]:
+        """The agents that there are; every call to one says this coordinator's epoch."""
+        with self._lock:
+            return {node: agent for node, (agent, _) in self._agents.items()}
+
     def agent_url(self, node: NodeId) -> str | None:
         with self._lock:
             return self._agents[node][1] if node in self._agents else None
@@ -251,7 +293,9 @@ class Agents:
     def weights(self) -> dict[NodeId, float]:
         """node -> free bytes of its store, to a power of two: so coarse that placement does not flutter."""
         with self._lock:
-            working = [node for node in self._agents if self._verdicts.get(node, Verdict()).works]
+            fit = [node for node in self._agents if self._verdicts.get(node, Verdict()).works]
+            # where all are about to go, a job is better done there than not at all
+            working = [node for node in fit if node not in self.drained] or fit
             asked = [(node, self._agents[node][0].weight.remote()) for node in working]
         weights: dict[NodeId, float] = {}
         for node, reply in asked:
@@ -287,7 +331,7 @@ class Agents:
                 for node, (shards, items) in reports.items():
                     if node not in self._agents:
                         continue  # it went away meanwhile
-                    self._catalog.replace(node, shards, shards.values())
+                    self.catalog.replace(node, shards, shards.values())
                     self._items.replace(node, items)
                     self._unasked.discard(node)
                 news, self._news = self._news, None
@@ -298,7 +342,7 @@ class Agents:
         """shard key -> urls of agents that hold it."""
         with self._lock:
             return {
-                key: [self._agents[node][1] for node in sorted(self._catalog.holders(key)) if node in self._agents]
+                key: [self._agents[node][1] for node in sorted(self.catalog.holders(key)) if node in self._agents]
                 for key in keys
             }
 
@@ -312,15 +356,20 @@ class Agents:
         with self._lock:
             if self._news is not None:
                 self._news.append((node, shards, item))
-            self._catalog.add(node, shards, shards.values())
+            self.catalog.add(node, shards, shards.values())
             if item is not None:
                 self._items.add(node, [item])
+
+    def dropped(self, node: NodeId, keys: Collection[str]) -> None:
+        """Shards that the node holds no more."""
+        with self._lock:
+            self.catalog.remove(node, keys)
 
     def all_held(self, manifests: Sequence[Manifest], replicas: int) -> bool:
         """True if `replicas` nodes, or all there are, hold every shard."""
         with self._lock:
             wanted = min(replicas, len(self._agents))
-            return all(len(self._catalog.holders(s.key)) >= wanted for m in manifests for s in m.shards)
+            return all(len(self.catalog.holders(s.key)) >= wanted for m in manifests for s in m.shards)
 
     def share(self, prepared: Prepared, manifests: Sequence[Manifest]) -> None:
         """Give every node the manifests. A node that cannot take them now asks its agent, or the Hub, later."""

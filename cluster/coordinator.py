@@ -24,6 +24,7 @@ from crucible.cluster.agents import RETRY_S, Agents
 from crucible.cluster.executor import reason_of
 from crucible.cluster.jobs import Job, Jobs
 from crucible.cluster.journal import ENDED, notes
+from crucible.cluster.keys import Keys
 from crucible.cluster.logbook import Logbook
 from crucible.cluster.readers import Answer
 from crucible.cluster.remembered import (
@@ -45,7 +46,7 @@ from crucible.errors import ClusterError, CrucibleError, JobUnknown, StaleCoordi
 from crucible.failpoints import reach
 from crucible.refs import DataRequest, NodeId, ShardInfo
 from crucible.report import JobReport, Progress
-from crucible.workers.secret import ensure_secret, take_token
+from crucible.workers.secret import News, take_token
 from crucible.workers.tasks import (
     COORDINATOR,
     NAMESPACE,
@@ -53,6 +54,7 @@ from crucible.workers.tasks import (
     session_name,
     this_node,
 )
+from crucible.workers.tls import offer
 
 ray: Any = untyped_ray  # its annotations know neither `exceptions` nor what a remote call returns
 log = logging.getLogger("crucible.coordinator")
@@ -77,12 +79,12 @@ class CoordinatorCore:
     def __init__(self, embedded: bool) -> None:
         self._embedded = embedded
         self._store = Store(node_settings().home)
-        self._secret = ensure_secret(self._store)
+        self._keys = Keys(self._store)
         self._logbook = Logbook(self._store, session_name(), embedded=embedded)
         epoch = take_epoch(self._logbook.highest + 1)
         self._logbook.begin(epoch)
         reach("coordinator.claimed")
-        self._agents = Agents(self._store, Turn(epoch), self._learn, embedded=embedded)
+        self._agents = Agents(self._store, Turn(epoch), self._learn, self._keys, embedded=embedded)
         self._runner = Runner(self._store, self._agents, self._note)
         self._jobs = Jobs()
         self._known = threading.Event()
@@ -96,8 +98,18 @@ class CoordinatorCore:
         self._agents.turn.check()
         return True
 
-    def secret(self) -> str:
-        return self._secret
+    def secret(self) -> News:
+        """For agents: the secret that counts now, and one that is about to."""
+        return self._keys.news()
+
+    def rotate_secret(self, overlap_s: float) -> dict[str, Any]:
+        """Change the cluster's secret; the old one is accepted for `overlap_s` seconds more. See `Keys.turn`."""
+        self._agents.turn.check()
+        return self._keys.turn(overlap_s, self._agents.learn_secret)
+
+    def authority(self) -> dict[str, bytes] | None:
+        """For agents: whose certificates this cluster believes; None where it speaks plain HTTP. See `workers.tls`."""
+        return offer(node_settings())
 
     def credential(self, job: str) -> str | None:
         """The Hub token of one job, for a node that has none of its own. Another job, to another Hub, never sees it."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
 import ray as untyped_ray
 
 from crucible.cache.store import Store
+from crucible.cache.usage import room_of
 from crucible.config import node_settings
 from crucible.errors import ClusterError, CrucibleError, StoreVersion
 from crucible.failpoints import reach
@@ -22,9 +23,10 @@ from crucible.workers.asking import request_from_json
 from crucible.workers.evict import Alone, Neighbours
 from crucible.workers.fencing import FOLDER, Epoch, Fence
 from crucible.workers.keeping import Keeping
-from crucible.workers.secret import keep_secret
+from crucible.workers.secret import News, Secret, keep_old, keep_secret, load_old, load_secret
 from crucible.workers.serve import AgentAddress, AgentServer, store_status, write_address
 from crucible.workers.tasks import ASK_TIMEOUT_S, coordinator, this_node
+from crucible.workers.tls import prepare_node
 
 ray: Any = untyped_ray  # its annotations know neither `exceptions` nor what a remote call returns
 
@@ -46,6 +48,8 @@ class AgentCore(Keeping):
     def __init__(self, host: str) -> None:
         self._node, self._host, self._problem = this_node(), host, ""
         self._begin(host)
+        if not self._problem:
+            self._begin_scrubbing()
 
     def _begin(self, host: str) -> None:
         """Open the store and serve it. One of a layout that this crucible does not know is left alone: see `hello`."""
@@ -58,11 +62,21 @@ class AgentCore(Keeping):
         self._fence = Fence(self._store, f"node {self._node[:12]}")
         self._told: tuple[int, int] = (0, 0)
         self._hearing = threading.Lock()
+        settings = node_settings()
+        load_secret(self._store)  # one that others may have read is refused, not written over
         # asked for, not passed in: an actor's arguments are kept and shown by more parts of Ray than its replies
-        secret = _ask_secret()
-        keep_secret(self._store, secret)
+        news = _asked(lambda there: there.secret.remote())
+        tls = prepare_node(settings, _asked(lambda there: there.authority.remote()), host)
+        keep_secret(self._store, news.now.text, news.now.number)
+        self._secret = news.now
         reach("agent.starting")
-        self._server = AgentServer(self._store, secret, self._node, host, 0, self._locate, self._ask)
+        ports = settings.agent_ports
+        self._server = AgentServer(
+            self._store, news.now.text, self._node, host, ports, self._locate, self._ask, tls=tls
+        )
+        if (old := load_old(self._store)) is not None:
+            self._server.keyring.accept(*old)
+        self._hear_of(news)
         self.set_peers([])
         # one that Ray started again listens on another port; a coordinator that is not there now will ask
         with suppress(CrucibleError):
@@ -96,7 +110,27 @@ class AgentCore(Keeping):
         if self._problem:
             self._begin(self._host)
         url = "" if self._problem else self._server.url
-        return {**versions_here().told(), "url": url, "store_problem": self._problem, "clock": time.time()}
+        mine = {"url": url, "store_problem": self._problem, "clock": time.time()}
+        return {**versions_here().told(), **mine, "secret": 0 if self._problem else self._secret.number}
+
+    def learn_secret(self) -> int:
+        """Ask the coordinator which secret counts now, and which is about to; gives the number of the one kept here."""
+        self._hear_of(_asked(lambda there: there.secret.remote()))
+        return self._secret.number
+
+    def own_secret(self) -> Secret:
+        """For a coordinator that missed a change of it."""
+        return self._secret
+
+    def _hear_of(self, news: News) -> None:
+        with self._hearing:
+            if news.coming is not None:
+                self._server.keyring.accept(news.coming.text, news.overlap_s)
+            if news.now.number > self._secret.number:
+                keep_old(self._store, self._secret.text, news.overlap_s)
+                keep_secret(self._store, news.now.text, news.now.number)
+                self._server.keyring.turn(news.now.text, news.overlap_s)
+                self._secret = news.now
 
     def sample(self) -> str:
         """What this node makes of the sample: see `workers.sample`."""
@@ -121,8 +155,8 @@ class AgentCore(Keeping):
         return store_status(self._store, self._node, self._server.url)
 
     def weight(self) -> float:
-        """Free bytes: what placement weighs this node by."""
-        return float(self._store.free_bytes())
+        """Bytes that the store may still take, one at least: what placement weighs this node by."""
+        return float(max(1, room_of(self._store.home, node_settings().quota).left))
 
     def keep(self, manifests: Sequence[bytes], revisions: Sequence[str], survey: dict[str, Any]) -> None:
         """Keep a finished job's manifests, so that this node's ranks need to ask nobody what the dataset is."""
@@ -183,12 +217,12 @@ class _Cluster(Alone):
             return super().may_drop(keys)
 
 
-def _ask_secret() -> str:
-    """The cluster's secret, from a coordinator that may be about to be started again. Raises a RayError."""
+def _asked(question: Callable[[Any], Any]) -> Any:
+    """What the coordinator answers, which may be about to be started again. Raises a RayError."""
     give_up = time.monotonic() + ASK_TIMEOUT_S
     while True:
         try:
-            return str(ray.get(coordinator().secret.remote(), timeout=ASK_TIMEOUT_S))
+            return ray.get(question(coordinator()), timeout=ASK_TIMEOUT_S)
         except (ray.exceptions.RayActorError, ClusterError):
             if time.monotonic() > give_up:
                 raise

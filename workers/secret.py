@@ -40,6 +40,16 @@ class Secret:
     number: int = 1
 
 
+@dataclass(frozen=True, slots=True)
+class News:
+    """What the coordinator says of the secret: the one that counts, and one that is about to."""
+
+    now: Secret
+    coming: Secret | None
+    overlap_s: float
+    """How long the one before is accepted yet."""
+
+
 def new_secret(number: int = 1) -> Secret:
     """A secret that nobody can guess."""
     return Secret(secrets.token_urlsafe(ENTROPY_BYTES), number)
