@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
+from crucible.cluster.items import Joined
 from crucible.cluster.prepare import Prepared
 from crucible.cluster.track import (
     Command,
@@ -173,7 +174,7 @@ def run_job(
             state, more = apply(state, event)
             commands += more
         phase = "items" if state.phase == "new" else state.phase
-        retried = sum(state.failures.values())
+        retried = state.retries
         progress = Progress(job, phase, len(state.done), len(items), min(total, arrived()), total, retried)
         observe(with_waiting(progress, waiting()))
 
@@ -202,10 +203,9 @@ def _event(command: Command, future: Future[Any], executor: Executor) -> Event:
             raise AssertionError(f"{command} has no future")
 
 
-def job_items(prepared: Prepared) -> tuple[WorkItem, ...]:
+def job_items(prepared: Prepared) -> Sequence[WorkItem]:
     """All splits' items in one row, numbered through: the mind's indexes are a job's, a manifest's are a split's."""
-    together = (item for items in prepared.items for item in items)
-    return tuple(replace(item, index=number) for number, item in enumerate(together))
+    return prepared.items[0] if len(prepared.items) == 1 else Joined(prepared.items)
 
 
 def build_manifests(prepared: Prepared, done: Mapping[int, ItemResult]) -> tuple[Manifest, ...]:
@@ -236,7 +236,7 @@ def check_rows(prepared: Prepared, manifests: Sequence[Manifest]) -> None:
 
 
 def build_manifest(
-    prepared: Prepared, split: str, items: tuple[WorkItem, ...], results: Sequence[ItemResult]
+    prepared: Prepared, split: str, items: Sequence[WorkItem], results: Sequence[ItemResult]
 ) -> Manifest:
     """The manifest of one split from what became of its items. Raises SchemaConflict."""
     schemas: dict[str, str] = {}
@@ -254,7 +254,7 @@ def build_manifest(
         None,
         "",
         tuple(sorted(schemas.items())),
-        items,
+        tuple(items),
         tuple(shards),
         variant=prepared.request.variant,
     )

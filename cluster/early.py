@@ -7,7 +7,7 @@ because the same functions make both. So an order, and a reader's state in it, h
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -78,7 +78,7 @@ def _kept(store: Store, name: str, prepared: Prepared) -> tuple[Manifest, ...] |
 
 
 def _early(
-    prepared: Prepared, split: str, items: tuple[WorkItem, ...], read: Mapping[str, ParquetFooter], store: Store
+    prepared: Prepared, split: str, items: Sequence[WorkItem], read: Mapping[str, ParquetFooter], store: Store
 ) -> Manifest | None:
     schema = _schema(items, read, store)
     if schema is None:

@@ -42,10 +42,10 @@ def plan_splits(
     splits: Sequence[ResolvedSplit],
     settings: Settings,
     store: Store,
-) -> tuple[tuple[ResolvedSplit, ...], tuple[tuple[WorkItem, ...], ...]]:
+) -> tuple[tuple[ResolvedSplit, ...], tuple[Sequence[WorkItem], ...]]:
     """`splits` with what their rows have settled, and the items of each. `all_splits` are those of the whole config."""
     if not splits or splits[0].options.builder not in FOLDERS:
-        return tuple(splits), tuple(tuple(plan_items(pinned, s, shard_bytes=settings.shard_bytes)) for s in splits)
+        return tuple(splits), tuple(plan_items(pinned, s, shard_bytes=settings.shard_bytes) for s in splits)
     asked = replace(splits[0].options, columns=None)  # with what the request itself says
     everything = [replace(split, options=asked) for split in all_splits]
     settled = settle(pinned, everything, look_inside(repo, pinned))
@@ -72,16 +72,16 @@ def plan_splits(
 
     settled = _alike(settled, lines_of)
     chosen = []
-    items = []
+    items: list[Sequence[WorkItem]] = []
     for split in splits:
         done = next(one for one in settled if one.name == split.name)
         done = replace(done, options=replace(done.options, columns=split.options.columns))
         chosen.append(done)
         if done.options.param("metadata"):
             made = plan_rows(pinned, done, shard_bytes=settings.shard_bytes, lines_of=lines_of, file_at=file_at)
+            items.append(tuple(made))
         else:
-            made = plan_items(pinned, done, shard_bytes=settings.shard_bytes)
-        items.append(tuple(made))
+            items.append(plan_items(pinned, done, shard_bytes=settings.shard_bytes))
     return tuple(chosen), tuple(items)
 
 

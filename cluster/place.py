@@ -8,10 +8,13 @@ and the little that the changed bounds push over, moves. (Consistent hashing wit
 from __future__ import annotations
 
 import hashlib
-from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from crucible.refs import NodeId, ShardInfo, WorkItem
 
@@ -19,6 +22,7 @@ POINTS = 64
 """Ring points of a node of average weight: enough that arcs differ little, few enough that 1,024 nodes stay cheap."""
 SLACK = 1.1
 """How far above its fair share of bytes a node may go before items walk on: low is even, high is stable."""
+Numbers = Sequence[int] | NDArray[Any]
 NO_RACKS: Mapping[NodeId, str] = {}
 """Nobody said where the nodes stand."""
 
@@ -29,19 +33,36 @@ def assign(items: Sequence[WorkItem], nodes: Mapping[NodeId, float]) -> dict[int
     Every node's bytes stay within about 1.1 times its fair share, plus one item. The result depends on item keys and
     on nodes, not on the order of either.
     """
-    ring = Ring(nodes)
-    total = sum(item.size + 1 for item in items)
-    room = {node: SLACK * total * share for node, share in ring.shares.items()}
-    homes: dict[int, NodeId] = {}
+    ring = ring_of(nodes)
+    homes = deal([item.size for item in items], [point_of(item.key) for item in items], ring)
+    return {item.index: ring.names[home] for item, home in zip(items, homes, strict=True)}
+
+
+def deal(sizes: Numbers, points: Numbers, ring: Ring) -> list[int]:
+    """The same for many items: for each, by its bytes and its `point_of`, the number of its node in `ring.names`."""
+    needs = np.asarray(sizes, np.int64) + 1
+    starts = np.asarray(points, np.uint64)
+    room = (SLACK * float(needs.sum()) * ring.share_of).tolist()
     # big items first: they are the ones that would not fit any more at the end
-    for item in sorted(items, key=lambda item: (-item.size, item.key, item.index)):
-        walk = ring.walk(item.key)
-        home = next((node for node in walk if room[node] >= item.size + 1), None)
-        if home is None:  # nothing has room for it whole: to where the most is left
-            home = max(room, key=lambda node: (room[node] / ring.shares[node], node))
-        room[home] -= item.size + 1
-        homes[item.index] = home
+    order = np.lexsort((starts, -needs))
+    firsts = np.searchsorted(ring.at, starts[order]).tolist()
+    owners, turn = ring.owners, len(ring.owners)
+    homes = [0] * len(needs)
+    for index, first, need in zip(order.tolist(), firsts, needs[order].tolist(), strict=True):
+        home = owners[first if first < turn else 0]
+        if room[home] < need:
+            home = next((other for other in _onwards(owners, first) if room[other] >= need), -1)
+        if home < 0:  # nothing has room for it whole: to where the most is left
+            home = max(range(len(room)), key=lambda one: (room[one] / ring.share_of[one], ring.names[one]))
+        room[home] -= need
+        homes[index] = home
     return homes
+
+
+def _onwards(owners: list[int], start: int) -> Iterator[int]:
+    """Once around the ring, nodes coming as often as they have points."""
+    yield from map(owners.__getitem__, range(start, len(owners)))
+    yield from map(owners.__getitem__, range(start))
 
 
 def successor(item: WorkItem, nodes: Mapping[NodeId, float], without: NodeId) -> NodeId | None:
@@ -104,27 +125,28 @@ class Ring:
             raise ValueError("there are no nodes to place work on")
         whole = sum(nodes.values())
         even = 1 / len(nodes)
-        self.shares = {node: (weight / whole if whole > 0 else even) for node, weight in nodes.items()}
-        self.shares = {node: max(share, 1e-6) for node, share in self.shares.items()}
-        points = [
-            (_point(f"{node}/{number}"), node)
-            for node, share in self.shares.items()
-            for number in range(max(1, round(POINTS * share / even)))
-        ]
-        points.sort()
-        self._at = [point for point, _ in points]
-        self._node = [node for _, node in points]
+        self.names = sorted(nodes)
+        self.shares = {node: max(nodes[node] / whole if whole > 0 else even, 1e-6) for node in self.names}
+        self.share_of = np.array(list(self.shares.values()))
+        """Of the nodes by number, which is the place in `names`."""
+        arcs = [_points_of(node, max(1, round(POINTS * share / even))) for node, share in self.shares.items()]
+        points = np.concatenate(arcs)
+        numbers = np.repeat(np.arange(len(arcs)), [len(arc) for arc in arcs])
+        order = np.argsort(points, kind="stable")
+        self.at = points[order]
+        """The points, ascending."""
+        self.owners: list[int] = numbers[order].tolist()
+        """The number of each point's node."""
 
     def walk(self, key: str) -> Iterator[NodeId]:
         """Every node once, in the order met from the key's point on."""
-        start = bisect_left(self._at, _point(key))
-        seen: set[NodeId] = set()
-        for step in range(len(self._at)):
-            node = self._node[(start + step) % len(self._at)]
-            if node not in seen:
-                seen.add(node)
-                yield node
-                if len(seen) == len(self.shares):
+        start = int(np.searchsorted(self.at, np.uint64(point_of(key))))
+        seen: set[int] = set()
+        for number in _onwards(self.owners, start):
+            if number not in seen:
+                seen.add(number)
+                yield self.names[number]
+                if len(seen) == len(self.names):
                     return
 
 
@@ -138,5 +160,18 @@ def _ring_of(nodes: tuple[tuple[NodeId, float], ...]) -> Ring:
     return Ring(dict(nodes))
 
 
-def _point(text: str) -> int:
+def point_of(key: str) -> int:
+    """Where a key stands on the circle: the first 64 bits of one that is a hash, else of its hash."""
+    try:
+        return int(key[:16], 16) if len(key) == 64 else _hash_of(key)
+    except ValueError:
+        return _hash_of(key)
+
+
+@lru_cache(maxsize=4096)  # when a node comes or goes, the others keep their points
+def _points_of(node: NodeId, count: int) -> NDArray[np.uint64]:
+    return np.array([_hash_of(f"{node}/{number}") for number in range(count)], np.uint64)
+
+
+def _hash_of(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")

@@ -7,10 +7,11 @@ them, and a laptop and a cluster must leave the same bytes in their stores.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from crucible.cluster.builders import NAMED
+from crucible.cluster.items import Items
 from crucible.cluster.place import assign
 from crucible.cluster.resolve import ResolvedSplit
 from crucible.parts import link_batches, part_size
@@ -24,23 +25,24 @@ BATCH_FILES = 256
 """Nor do more files share an item, however small: each costs a round trip, and one node would make all of them."""
 
 
-def plan_items(repo: RepoRef, split: ResolvedSplit, *, shard_bytes: int) -> Iterator[WorkItem]:
-    """Yield the split's work items in source order. Streams; linear in the number of files.
+def plan_items(repo: RepoRef, split: ResolvedSplit, *, shard_bytes: int) -> Items:
+    """The split's work items in source order. Linear in the number of files; an item is made when it is asked for.
 
     Consecutive small files share an item up to 1/64 of the split (between 256 KiB and 32 MiB) and up to 256 files; a
     file above that is an item of its own. `repo` is pinned.
     """
     limit = batch_limit(split.files)
-    batch: list[SourceFile] = []
-    size = index = 0
-    for file in split.files:
-        if batch and (size + file.size > limit or len(batch) == BATCH_FILES):
-            yield WorkItem(index, repo, tuple(batch), named_options(split.options, batch), shard_bytes)
-            batch, size, index = [], 0, index + 1
-        batch.append(file)
+    ends: list[int] = []
+    start = size = 0
+    for number, file in enumerate(split.files):
+        if number > start and (size + file.size > limit or number - start == BATCH_FILES):
+            ends.append(number)
+            start, size = number, 0
         size += file.size
-    if batch:
-        yield WorkItem(index, repo, tuple(batch), named_options(split.options, batch), shard_bytes)
+    if split.files:
+        ends.append(len(split.files))
+    named = named_options if split.options.builder in NAMED else None
+    return Items(repo, split.files, ends, split.options, shard_bytes, named)
 
 
 def batch_limit(files: Sequence[SourceFile]) -> int:

@@ -40,6 +40,7 @@ def preview(
     names = {NodeId(f"node-{number}"): 1.0 for number in range(nodes)}
     rows: int | None
     fetches: list[dict[int, Fetch]]
+    items: tuple[Sequence[WorkItem], ...]
     if prepared.cached:
         rows, source = count(prepared.request.split, {m.split: m.rows for m in prepared.manifests}), "manifest"
         splits = tuple(m.split for m in prepared.manifests)

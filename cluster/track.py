@@ -14,18 +14,29 @@ the next run), and the job fails.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from crucible.cluster.place import assign, replica_targets, successor
+import numpy as np
+
+from crucible.cluster.copying import Copy, Copying
+from crucible.cluster.items import points_of, sizes_of
+from crucible.cluster.place import NO_RACKS, Ring, deal, ring_of, spread
+from crucible.cluster.results import Results
 from crucible.cluster.waiting import Waiting
 from crucible.errors import ClusterError, CrucibleError
 from crucible.refs import NodeId, ShardInfo, WorkItem
 from crucible.report import ItemResult
 
 TRIES = 4
-"""Tasks started for one item before the job gives up. The task itself has tried its sources several times by then."""
+"""Tasks of one item that may fail before the job gives up. The task itself has tried its sources several times by then.
+Those that failed on nodes that are known to be dead do not count..."""
+MOST_TRIES = 4 * TRIES
+"""...up to so many: an item that kills its nodes must not kill all of them."""
+STEP = 1024
+"""Commands of one step. What happened meanwhile is heard before the next."""
 
 
 # --- events
@@ -77,7 +88,12 @@ class Wished:
     indexes: tuple[int, ...]
 
 
-Event = Started | ItemDone | ItemFailed | CopyDone | CopyFailed | NodesChanged | Wished
+@dataclass(frozen=True, slots=True)
+class Proceed:
+    """Nothing happened: go on with what one step had no room for."""
+
+
+Event = Started | ItemDone | ItemFailed | CopyDone | CopyFailed | NodesChanged | Wished | Proceed
 
 # --- commands
 
@@ -125,154 +141,226 @@ class JobState:
     part_bytes: int | None = None
     """An item with a bigger file than this has a spare; None: no item has."""
     slots: int | None = None
-    """Items that a node is given at a time. Fewer are sooner overtaken by what a reader wishes for."""
+    """Items, or copies, that a node is given at a time. Fewer are sooner overtaken by what a reader wishes for."""
+    racks: Mapping[NodeId, str] = field(default_factory=lambda: NO_RACKS)
     phase: Literal["new", "items", "copies", "finished", "failed"] = "new"
     waiting: Waiting = field(default_factory=Waiting)
-    homes: dict[int, NodeId] = field(default_factory=dict)
     running: dict[int, NodeId] = field(default_factory=dict)
     spares: dict[int, NodeId] = field(default_factory=dict)
     """Of running items."""
     inflight: int = 0
-    done: dict[int, ItemResult] = field(default_factory=dict)
-    failures: dict[int, int] = field(default_factory=dict)
-    holders: dict[str, set[NodeId]] = field(default_factory=dict)
+    """Bytes of what runs and of what is copied."""
+    done: Results = field(init=False)
+    failed_on: dict[int, list[NodeId]] = field(default_factory=dict)
+    """Of items that failed, the node of each try."""
+    retries: int = 0
     lost_nodes: set[NodeId] = field(default_factory=set)
     """Nodes that went away during the job: what they still report as done went with them."""
-    copying: set[tuple[str, NodeId]] = field(default_factory=set)
+    copying: Copying = field(default_factory=Copying)
     missed_copies: list[CrucibleError] = field(default_factory=list)
     """Copies that could not be made: the job is complete without them, with fewer replicas than asked for."""
     error: CrucibleError | None = None
+    more: bool = False
+    """True when the last step stopped at `STEP` commands: `Proceed` goes on."""
+    ring: Ring | None = None
+    sizes: array[int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.done = Results(self.items)
+        self.sizes = sizes_of(self.items)
+
+    @property
+    def homes(self) -> Sequence[NodeId]:
+        """Where each item goes, or went."""
+        return self.waiting.homes
 
 
 def apply(state: JobState, event: Event) -> tuple[JobState, list[Command]]:
-    """Fold one event into the state. Events of a finished job change nothing."""
+    """Fold one event into the state. Events of a finished job change nothing, nor what is told of an item twice."""
     if state.phase in ("finished", "failed"):
         return state, []
     match event:
-        case Started():
-            state.phase = "items"
-            state.waiting = Waiting(state.slots)
-            state.waiting.add(item.index for item in state.items)
-            fresh = [item for item in state.items if state.prefer.get(item.index) not in state.nodes]
-            state.homes = {**state.prefer, **assign(fresh, state.nodes)}
         case ItemDone(result):
-            _landed(state, result.index)
-            state.spares.pop(result.index, None)
+            if (node := _landed(state, result.index)) is None:
+                return state, []
             if result.shards and result.node in state.lost_nodes:
-                _again(state, [result.index])
+                state.waiting.add(result.index, _heir(state, result.index, node))
             else:
-                state.done[result.index] = result
-                for shard in result.shards:
-                    state.holders.setdefault(shard.key, set()).add(result.node)
+                state.done.put(result)
+                state.copying.look_at([result.index])
+        case Started():
+            _started(state)
         case ItemFailed(index, node, error, passing):
-            _landed(state, index)
-            _failed(state, index, node, error, passing)
+            heir = state.spares.get(index)
+            if _landed(state, index) is None:
+                return state, []
+            _failed(state, index, node, error, passing, heir)
         case CopyDone(key, node):
-            state.copying.discard((key, node))
-            if node not in state.lost_nodes:
-                state.holders.setdefault(key, set()).add(node)
+            if (copy := state.copying.ended(key, node)) is not None:
+                state.inflight -= copy.size
+                if node not in state.lost_nodes and copy.index in state.done:
+                    state.done.copied(copy.index, copy.place, node)
         case CopyFailed(key, node, error):
-            state.copying.discard((key, node))
-            state.missed_copies.append(error)
+            if (copy := state.copying.ended(key, node)) is not None:
+                state.inflight -= copy.size
+                if not state.copying.again(copy, node, lost=node in state.lost_nodes):
+                    state.missed_copies.append(error)
         case NodesChanged(nodes):
             _nodes_changed(state, nodes)
         case Wished(indexes):
             for place, index in enumerate(indexes):
                 state.waiting.wish(index, place)
+        case Proceed():
+            pass
     return state, _next(state)
 
 
-def _landed(state: JobState, index: int) -> None:
-    if (node := state.running.pop(index, None)) is not None:
-        state.inflight -= state.items[index].size
+def _started(state: JobState) -> None:
+    state.phase = "items"
+    state.waiting = Waiting(state.slots)
+    if not state.nodes:
+        _gone(state)
+        return
+    ring = state.ring = ring_of(state.nodes)
+    numbers = {node: number for number, node in enumerate(ring.names)}
+    homes = np.full(len(state.items), -1, np.int64)
+    for index, node in state.prefer.items():
+        homes[index] = numbers.get(node, -1)
+    fresh = np.flatnonzero(homes < 0)
+    homes[fresh] = deal(np.asarray(state.sizes)[fresh], points_of(state.items)[fresh], ring)
+    state.waiting.begin(ring.names, homes.tolist())
+
+
+def _landed(state: JobState, index: int) -> NodeId | None:
+    """The node that an item ran on and does not any more; None for one that did not run."""
+    node = state.running.pop(index, None)
+    if node is not None:
+        state.inflight -= state.sizes[index]
+        state.spares.pop(index, None)
         state.waiting.end(node)
+    return node
 
 
-def _failed(state: JobState, index: int, node: NodeId, error: CrucibleError, passing: bool) -> None:
-    heir = state.spares.pop(index, None)
-    state.failures[index] = state.failures.get(index, 0) + 1
-    if not passing or state.failures[index] >= TRIES:
+def _failed(
+    state: JobState, index: int, node: NodeId, error: CrucibleError, passing: bool, spare: NodeId | None
+) -> None:
+    tried = state.failed_on.setdefault(index, [])
+    tried.append(node)
+    state.retries += 1
+    # that a node died says little about the item; that it failed on many that died does
+    alive = sum(one not in state.lost_nodes for one in tried)
+    if not passing or alive >= TRIES or len(tried) >= MOST_TRIES:
         state.error = state.error or error
         return
-    if heir is None or heir == node or heir not in state.nodes:
-        heir = successor(state.items[index], state.nodes, node) if state.nodes else None
-    if heir is not None:
-        state.homes[index] = heir
-    state.waiting.again(index)
+    if spare is None or spare == node or spare not in state.nodes:
+        spare = _heir(state, index, node)
+    state.waiting.again(index, spare)
+
+
+def _heir(state: JobState, index: int, without: NodeId) -> NodeId:
+    """Where an item goes that `without` did not do; to that again where there is no other."""
+    if state.ring is None:
+        return without
+    return next((node for node in state.ring.walk(state.items[index].key) if node != without), without)
 
 
 def _nodes_changed(state: JobState, nodes: Mapping[NodeId, float]) -> None:
-    gone = state.nodes.keys() - nodes.keys()
+    gone = sorted(state.nodes.keys() - nodes.keys())
     state.nodes = nodes
-    state.lost_nodes = (state.lost_nodes | gone) - nodes.keys()
+    state.lost_nodes = (state.lost_nodes | set(gone)) - nodes.keys()
     if not nodes:
-        state.error = state.error or ClusterError("every node of the cluster is gone")
+        _gone(state)
         return
-    if not gone:
-        state.waiting.rebuild(nodes)
-        return
-    for holders in state.holders.values():
-        holders -= gone
+    ring = state.ring = ring_of(nodes)
+    homeless = state.waiting.changed(nodes)
+    state.copying.unpark(gone)
     # shards that nobody holds any more were lost, wherever they were born, and so was the work behind them
-    lost = [i for i, done in state.done.items() if not all(state.holders[shard.key] for shard in done.shards)]
-    for index in lost:
-        del state.done[index]
-    _again(state, lost)
-    state.waiting.rebuild(nodes)
-
-
-def _again(state: JobState, lost: Sequence[int]) -> None:
-    """Do items again whose shards are gone, and give every waiting item a home that is still there."""
-    state.waiting.add(lost)
+    lost: list[int] = []
+    for node in gone:
+        forgotten, fewer = state.done.lose(node)
+        lost += forgotten
+        state.copying.look_at(fewer)
     if lost and state.phase == "copies":
         state.phase = "items"
-    homeless = [state.items[index] for index in state.waiting if state.homes[index] not in state.nodes]
-    if state.nodes:
-        state.homes.update(assign(homeless, state.nodes))
+    moved = np.array(homeless + lost, np.int64)
+    if len(moved):
+        homes = deal(np.asarray(state.sizes)[moved], points_of(state.items)[moved], ring)
+        for number, (index, home) in enumerate(zip(moved.tolist(), homes, strict=True)):
+            (state.waiting.move if number < len(homeless) else state.waiting.add)(index, ring.names[home])
+
+
+def _gone(state: JobState) -> None:
+    state.ring = None
+    state.error = state.error or ClusterError("every node of the cluster is gone")
 
 
 def _next(state: JobState) -> list[Command]:
-    """What to do now that an event was folded in."""
+    """What to do now that an event was folded in. At most `STEP` commands, so that events are heard in between."""
     if state.error is not None:
+        state.more = False
         if state.running or state.copying:
             return []  # let them finish: their shards are kept
         state.phase = "failed"
         return [Fail(state.error)]
     commands: list[Command] = []
-    while (index := state.waiting.first(state.homes, state.nodes)) is not None:
-        item = state.items[index]
-        if state.running and state.inflight + item.size > state.limit_bytes:
+    while len(commands) < STEP and (turn := state.waiting.next()) is not None:
+        index, node = turn
+        size = state.sizes[index]
+        if state.inflight and state.inflight + size > state.limit_bytes:
             break
-        node = state.homes[index]
+        item = state.items[index]
         state.waiting.start(index, node)
-        state.running[item.index] = node
-        state.inflight += item.size
+        state.running[index] = node
+        state.inflight += size
         spare = _spare(state, item, node)
         if spare is not None:
-            state.spares[item.index] = spare
+            state.spares[index] = spare
         commands.append(RunItem(item, node, spare))
     if state.phase == "items" and not state.waiting and not state.running:
         state.phase = "copies"
-        commands += _copies(state)
-    if state.phase == "copies" and not state.copying and not state.running:
-        state.phase = "finished"
-        commands.append(Finish())
+        if state.replicas > 1:
+            state.copying.begin(len(state.items), state.slots)
+    if state.phase == "copies":
+        commands += _copies(state, STEP - len(commands))
+        if not state.copying and not state.running:
+            state.phase = "finished"
+            commands.append(Finish())
+    state.more = len(commands) >= STEP
     return commands
 
 
 def _spare(state: JobState, item: WorkItem, node: NodeId) -> NodeId | None:
-    if state.part_bytes is None or all(file.size <= state.part_bytes for file in item.files):
+    if state.part_bytes is None or state.ring is None or all(file.size <= state.part_bytes for file in item.files):
         return None
-    return successor(item, state.nodes, node)
+    return next((other for other in state.ring.walk(item.key) if other != node), None)
 
 
-def _copies(state: JobState) -> list[CopyShard]:
-    commands = []
-    if state.replicas > 1:
-        for index in sorted(state.done):
-            for shard in state.done[index].shards:
-                holders = state.holders[shard.key]
-                for node in replica_targets(shard, holders, state.nodes, state.replicas):
-                    state.copying.add((shard.key, node))
+def _copies(state: JobState, most: int) -> list[CopyShard]:
+    """Copies that may begin now, in the order of the source, until every shard has `replicas` holders."""
+    commands: list[CopyShard] = []
+    assert state.ring is not None
+    while len(commands) < most and (index := state.copying.next()) is not None:
+        if index not in state.done:
+            continue
+        for place, shard in enumerate(state.done.shards(index)):
+            holders = state.done.holders(index, place)
+            for node in _targets(state, index, shard, holders):
+                if state.inflight and state.inflight + shard.size > state.limit_bytes:
+                    state.copying.first(index)
+                    return commands
+                if state.copying.start(Copy(index, place, shard.size), shard.key, node):
+                    state.inflight += shard.size
                     commands.append(CopyShard(shard, tuple(sorted(holders)), node))
     return commands
+
+
+def _targets(state: JobState, index: int, shard: ShardInfo, holders: set[NodeId]) -> list[NodeId]:
+    """Nodes that should get the shard now, those on which a copy of it failed after all others."""
+    assert state.ring is not None
+    there = (holders | state.copying.coming(shard.key)) & state.nodes.keys()
+    targets = spread(state.ring, shard.key, there, state.replicas, state.racks)
+    failed = state.copying.failed_on.get(index)
+    if not failed or not set(targets) & set(failed):
+        return targets
+    wider = spread(state.ring, shard.key, there, state.replicas + len(failed), state.racks)
+    return sorted(wider, key=failed.count)[: len(targets)]

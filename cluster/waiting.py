@@ -1,93 +1,253 @@
-"""The items of a job that wait for their turn. Pure: part of the mind's state, and only `track` changes it.
+"""The items of a job that wait for their turn, and for which node. Pure: part of the mind's state, for `track` alone.
 
 First what failed and is tried again, then what readers wish for, the wishes at the front of their lists before others,
 then the order of the source. A node gets at most `slots` items at a time: what is sent cannot be overtaken any more.
+
+A node with room for which nothing waits takes from the one for which most waits: so a node that is slow is left with
+what it has been sent, and one that joins has work at once. What waits for a node that has room is never taken from it,
+nor what failed elsewhere, because the ranges that had arrived were sent to the heir.
+
+A million items are an entry each in the lines of their nodes; only what leaves the order of the source is in a heap.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
+
+import numpy as np
 
 from crucible.refs import NodeId
 
 Rank = tuple[int, int, int]
 """(0 tried again, 1 wished for, 2 neither; place in a reader's list; index)."""
+NEVER: Rank = (3, 0, 0)
+"""After all ranks."""
 
 
 @dataclass(slots=True)
-class Waiting:
-    slots: int | None = None
-    """Items at a time on a node; None: any number."""
-    ranks: dict[int, Rank] = field(default_factory=dict)
-    """Of every item that waits. An entry of the heaps that says otherwise is stale."""
-    heap: list[Rank] = field(default_factory=list)
-    parked: dict[NodeId, list[Rank]] = field(default_factory=dict)
-    """Heaps of items whose nodes had no room when their turn came."""
-    at_work: dict[NodeId, int] = field(default_factory=dict)
-    full: set[NodeId] = field(default_factory=set)
+class _Queue:
+    """What waits for one node. Entries that have been started, or have another home now, are stale."""
 
-    def __bool__(self) -> bool:
-        return bool(self.ranks)
+    line: array[int] = field(default_factory=lambda: array("I"))
+    """In the order of the source, from `at` on."""
+    at: int = 0
+    heap: list[Rank] = field(default_factory=list)
+    count: int = 0
+    """Items that wait here, without the stale."""
+    at_work: int = 0
+    entered: Rank | None = None
+    """The rank with which the node is in `_ready`; an entry that says otherwise is stale."""
+
+
+class Waiting:
+    """Items by index; `homes` says for each where it goes, or went."""
+
+    def __init__(self, slots: int | None = None) -> None:
+        self.slots = slots
+        """Items at a time on a node; None: any number."""
+        self.homes: list[NodeId] = []
+        self._waits = bytearray()
+        self._left = 0
+        self._wished: dict[int, Rank] = {}
+        self._queues: dict[NodeId, _Queue] = {}
+        """Of the nodes there are, and of those that went while they had work."""
+        self._here: dict[NodeId, None] = {}
+        self._ready: list[tuple[Rank, NodeId]] = []
+        """A heap with an entry, maybe with too early a rank, of every node that has room and for which items wait."""
+        self._idle: list[tuple[int, NodeId]] = []
+        """A heap with an entry (items at work, node), maybe stale, of every node with room for which nothing waits."""
+        self._longest: list[tuple[int, NodeId]] = []
+        """A heap with an entry (-items that wait, node), maybe with too many, of every node for which items wait."""
+
+    def begin(self, names: Sequence[NodeId], homes: Sequence[int]) -> None:
+        """All items wait, item i for the node `names[homes[i]]`. These are the nodes there are."""
+        self.homes = [names[home] for home in homes]
+        self._waits = bytearray(b"\1" * len(homes))
+        self._left = len(homes)
+        numbers = np.asarray(homes, np.int64)
+        order = np.argsort(numbers, kind="stable").astype(array("I").typecode)
+        ends = np.searchsorted(numbers[order], np.arange(len(names)), side="right").tolist()
+        start = 0
+        for name, end in zip(names, ends, strict=True):
+            self._queues[name] = _Queue(array("I", order[start:end].tobytes()), count=end - start)
+            start = end
+        self._here = dict.fromkeys(names)
+        self._look_again()
+
+    def __len__(self) -> int:
+        return self._left
 
     def __iter__(self) -> Iterator[int]:
-        return iter(self.ranks)
+        return (index for index, waits in enumerate(self._waits) if waits)
 
-    def add(self, indexes: Iterable[int]) -> None:
-        """Items in their place in the source's order."""
-        for index in indexes:
-            self._put((2, 0, index))
-
-    def again(self, index: int) -> None:
+    def again(self, index: int, node: NodeId) -> None:
         """An item that failed, before all others."""
-        self._put((0, 0, index))
+        self._put((0, 0, index), node)
+
+    def add(self, index: int, node: NodeId) -> None:
+        """An item that has to be done once more, in its place in the order of the source."""
+        self._put((2, 0, index), node)
 
     def wish(self, index: int, place: int) -> None:
         """Somebody needs the item as the `place`-th. Nothing if it does not wait, or is needed sooner already."""
-        if index in self.ranks and (1, place, index) < self.ranks[index]:
-            self._put((1, place, index))
+        rank = (1, place, index)
+        if 0 <= index < len(self._waits) and self._waits[index] and rank < self._wished.get(index, NEVER):
+            self._wished[index] = rank
+            self._enter(rank, self.homes[index])
 
-    def _put(self, rank: Rank) -> None:
-        self.ranks[rank[2]] = rank
-        heappush(self.heap, rank)
-
-    def first(self, homes: Mapping[int, NodeId], nodes: Mapping[NodeId, float]) -> int | None:
-        """The item whose turn it is and whose node has room, or None."""
-        while self.heap:
-            rank = self.heap[0]
-            index = rank[2]
-            if self.ranks.get(index) == rank:
-                home = homes[index]
-                if home not in self.full:
-                    return index
-                if len(self.full) >= len(nodes):
-                    return None
-                heappush(self.parked.setdefault(home, []), rank)
-            heappop(self.heap)
-        return None
+    def next(self) -> tuple[int, NodeId] | None:
+        """The item whose turn it is and the node that has room for it, or None. It waits until it is started."""
+        ready = self._ready
+        while ready:
+            rank, node = ready[0]
+            queue = self._queues.get(node)
+            if queue is None or queue.entered != rank:
+                heappop(ready)
+                continue
+            head = self._head(node, queue) if self._has_room(node, queue) else NEVER
+            if head == rank:
+                return rank[2], node
+            heappop(ready)
+            queue.entered = None
+            self._make_ready(head, node, queue)
+        return self._taken() if self._left else None
 
     def start(self, index: int, node: NodeId) -> None:
         """The item waits no more: `node` has it."""
-        del self.ranks[index]
-        self.at_work[node] = self.at_work.get(node, 0) + 1
-        if self.slots is not None and self.at_work[node] >= self.slots:
-            self.full.add(node)
+        self._unwait(index)
+        self.homes[index] = node
+        queue = self._queues[node]
+        queue.at_work += 1
+        self._note_room(node, queue)
 
     def end(self, node: NodeId) -> None:
         """An item that `node` had is done, or has failed there."""
-        self.at_work[node] -= 1
-        self.full.discard(node)
-        parked = self.parked.get(node, [])
-        while parked:
-            rank = heappop(parked)
-            if self.ranks.get(rank[2]) == rank:
-                heappush(self.heap, rank)
-                return
+        queue = self._queues[node]
+        queue.at_work -= 1
+        if node in self._here:
+            self._note_room(node, queue)
+        elif not queue.at_work and not queue.count:
+            del self._queues[node]
 
-    def rebuild(self, nodes: Mapping[NodeId, float]) -> None:
-        """Nodes came or went, and items may have other homes now."""
-        self.full &= nodes.keys()
-        self.parked.clear()
-        self.heap = list(self.ranks.values())
-        heapify(self.heap)
+    def changed(self, nodes: Iterable[NodeId]) -> list[int]:
+        """These are the nodes there are now. Returns the items that wait for others, which stay there until moved."""
+        self._here = dict.fromkeys(nodes)
+        for node in self._here:
+            self._queues.setdefault(node, _Queue())
+        gone = [(node, queue) for node, queue in self._queues.items() if node not in self._here]
+        homeless: list[int] = []
+        for node, queue in gone:
+            found = {*queue.line[queue.at :], *(rank[2] for rank in queue.heap)} if queue.count else ()
+            homeless += (index for index in found if self._waits[index] and self.homes[index] == node)
+            if not queue.at_work and not queue.count:
+                del self._queues[node]
+        self._look_again()
+        return sorted(homeless)
+
+    def move(self, index: int, node: NodeId) -> None:
+        """An item that waits goes to another node, and keeps its rank but for that of a second try."""
+        rank = self._wished.get(index, (2, 0, index))
+        self._unwait(index)
+        self._put(rank, node)
+
+    def _put(self, rank: Rank, node: NodeId) -> None:
+        index = rank[2]
+        queue = self._queues.setdefault(node, _Queue())
+        if not self._waits[index]:
+            self._waits[index] = 1
+            self._left += 1
+            queue.count += 1
+            heappush(self._longest, (-queue.count, node))
+        self.homes[index] = node
+        self._enter(rank, node)
+
+    def _enter(self, rank: Rank, node: NodeId) -> None:
+        queue = self._queues[node]
+        heappush(queue.heap, rank)
+        if self._has_room(node, queue):
+            self._make_ready(rank, node, queue)
+
+    def _make_ready(self, rank: Rank, node: NodeId, queue: _Queue) -> None:
+        if rank is not NEVER and (queue.entered is None or rank < queue.entered):
+            queue.entered = rank
+            heappush(self._ready, (rank, node))
+
+    def _unwait(self, index: int) -> None:
+        node = self.homes[index]
+        queue = self._queues[node]
+        self._waits[index] = 0
+        self._left -= 1
+        self._wished.pop(index, None)
+        queue.count -= 1
+        if not queue.count:
+            queue.heap.clear()
+            queue.at = len(queue.line)
+            if not queue.at_work and node not in self._here:
+                del self._queues[node]
+
+    def _has_room(self, node: NodeId, queue: _Queue) -> bool:
+        return node in self._here and (self.slots is None or queue.at_work < self.slots)
+
+    def _note_room(self, node: NodeId, queue: _Queue) -> None:
+        """Enter a node that may have room where it will be looked for."""
+        if self.slots is not None and queue.at_work >= self.slots:
+            return
+        if queue.count:
+            if queue.entered is None:
+                self._make_ready(self._head(node, queue), node, queue)
+        else:
+            heappush(self._idle, (queue.at_work, node))
+
+    def _look_again(self) -> None:
+        self._ready.clear()
+        self._idle.clear()
+        for queue in self._queues.values():
+            queue.entered = None
+        for node in self._here:
+            self._note_room(node, self._queues[node])
+        self._longest = [(-queue.count, node) for node, queue in self._queues.items() if queue.count]
+        heapify(self._longest)
+
+    def _head(self, node: NodeId, queue: _Queue) -> Rank:
+        """The first that waits for the node; `NEVER` when nothing does. Drops what is stale before it."""
+        line = self._line_head(node, queue)
+        heap = queue.heap
+        while heap and not (self._waits[heap[0][2]] and self.homes[heap[0][2]] == node):
+            heappop(heap)
+        return min(line, heap[0]) if heap else line
+
+    def _line_head(self, node: NodeId, queue: _Queue) -> Rank:
+        line, at = queue.line, queue.at
+        while at < len(line) and not (self._waits[line[at]] and self.homes[line[at]] == node):
+            at += 1
+        queue.at = at
+        return (2, 0, line[at]) if at < len(line) else NEVER
+
+    def _taken(self) -> tuple[int, NodeId] | None:
+        """An item of the node for which most waits, for one with room for which nothing does."""
+        while self._idle:
+            at_work, idle = self._idle[0]
+            queue = self._queues.get(idle)
+            if queue is not None and queue.at_work == at_work and not queue.count and self._has_room(idle, queue):
+                break
+            heappop(self._idle)
+        else:
+            return None
+        while self._longest:
+            count, node = self._longest[0]
+            queue = self._queues.get(node)
+            if queue is not None and queue.count and queue.count == -count:
+                head = self._head(node, queue)
+                if head[0] == 0:
+                    head = self._line_head(node, queue)
+                if head is not NEVER:
+                    return head[2], idle
+                heappop(self._longest)  # all that waits there was tried already
+                continue
+            heappop(self._longest)
+            if queue is not None and queue.count:
+                heappush(self._longest, (-queue.count, node))
+        return None

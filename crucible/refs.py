@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from typing import Any, Literal, NewType
 
 from crucible.errors import UnsafePath, UsageError
@@ -214,15 +215,26 @@ class WorkItem:
         return hashlib.sha256(f"{self.key}/{number}".encode()).hexdigest()
 
 
-def item_key(files: tuple[SourceFile, ...], options: ReadOptions, shard_bytes: int) -> str:
+def item_key(files: Sequence[SourceFile], options: ReadOptions, shard_bytes: int) -> str:
     """64 hex digits that name what converting `files` gives. Paths and commits do not enter: same content, same key."""
-    inputs = {
-        "version": CONVERSION_VERSION,
-        "files": [[file.oid, file.size] for file in files],
-        "options": options.to_dict(),
-        "shard_bytes": shard_bytes,
-    }
-    return digest_of(inputs)
+    return hashlib.sha256(key_inputs(files, key_end(options, shard_bytes))).hexdigest()
+
+
+@lru_cache(maxsize=16)  # the items of a split share their options, of which every item's key has the whole text
+def key_end(options: ReadOptions, shard_bytes: int) -> str:
+    """What follows the files in the canonical JSON of an item's inputs; the names of all its entries sort so."""
+    rest = {"options": options.to_dict(), "shard_bytes": shard_bytes, "version": CONVERSION_VERSION}
+    return "]," + canonical_json(rest).decode()[1:]
+
+
+def key_inputs(files: Iterable[SourceFile], end: str) -> bytes:
+    """The canonical JSON of `{"files": [[oid, size], ...], ...}`, of which an item's key is the sha256."""
+    listed = ",".join([f"[{_quoted(file.oid)},{file.size}]" for file in files])
+    return f'{{"files":[{listed}{end}'.encode()
+
+
+def _quoted(oid: str) -> str:
+    return f'"{oid}"' if oid.isalnum() else json.dumps(oid, ensure_ascii=False)
 
 
 def canonical_json(value: Any) -> bytes:

@@ -68,11 +68,8 @@ def test_a_node_that_is_full_holds_nobody_else_up() -> None:
     first = run_items(commands)[0]
     state, commands = apply(state, ItemDone(result(first.item, first.node)))
     assert [command.node for command in run_items(commands)] == [first.node]
-    assert run_items(commands)[0].item.index == min(
-        index
-        for index in state.waiting.ranks.keys() | {run_items(commands)[0].item.index}
-        if state.homes[index] == first.node
-    )
+    began = run_items(commands)[0].item.index
+    assert began == min(index for index in {*state.waiting, began} if state.homes[index] == first.node)
 
 
 @settings(deadline=None)

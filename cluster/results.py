@@ -1,0 +1,171 @@
+"""What became of a job's items, and on which nodes their shards lie. Pure: part of the mind's state.
+
+A million results as objects take a gigabyte; packed they take some hundred bytes each, and are objects again when they
+are asked for. What a try has cost is added up as it is reported (`drive`) and not kept here.
+"""
+
+from __future__ import annotations
+
+import struct
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
+
+from crucible.refs import NodeId, ShardInfo, WorkItem
+from crucible.report import ItemResult
+
+NOT_DONE = -1
+_SHARD = struct.Struct("<QQII32s32s")
+"""Rows, bytes, number, schema, key, digest."""
+_COPY = struct.Struct("<II")
+"""Place of the shard among the item's, and node."""
+
+
+class Results(Mapping[int, ItemResult]):
+    """index -> result of every item that is done. `counts` and `seconds` of what comes out are nothing.
+
+    Keys, digests and schemas are hashes of 64 hex digits; of others (in no real store) the objects are kept.
+    """
+
+    def __init__(self, items: Sequence[WorkItem]) -> None:
+        self._items = items
+        count = len(items)
+        self._born = array("i", [NOT_DONE]) * count
+        """The node of each, as a number."""
+        self._shards: list[bytes | tuple[ShardInfo, ...] | None] = [None] * count
+        self._copies: dict[int, bytes] = {}
+        self._done = 0
+        self._nodes: dict[NodeId, int] = {}
+        self._names: list[NodeId] = []
+        self._on: dict[int, array[int]] = {}
+        """node -> items that had shards there once; some twice, some not any more."""
+        self._schemas: dict[tuple[tuple[str, str], ...], int] = {}
+        self._told: list[tuple[tuple[str, str], ...]] = []
+        """Schemas of an item, by number: as good as always the same."""
+        self._schema_of = array("I", [0]) * count
+        self._reused = bytearray(count)
+
+    def put(self, result: ItemResult) -> None:
+        index, number = result.index, self._number(result.node)
+        if self._born[index] == NOT_DONE:
+            self._done += 1
+        self._born[index] = number
+        self._on[number].append(index)
+        self._reused[index] = result.reused
+        kept = self._schemas.get(result.schemas)
+        if kept is None:
+            kept = self._schemas[result.schemas] = len(self._told)
+            self._told.append(result.schemas)
+        self._schema_of[index] = kept
+        digests = [digest for digest, _ in result.schemas]
+        try:
+            self._shards[index] = b"".join(
+                [
+                    _SHARD.pack(
+                        shard.rows,
+                        shard.size,
+                        shard.number,
+                        digests.index(shard.schema),
+                        _hash(shard.key),
+                        _hash(shard.digest),
+                    )
+                    for shard in result.shards
+                ]
+            )
+        except ValueError:
+            self._shards[index] = result.shards
+
+    def forget(self, index: int) -> None:
+        """The item is to be done again."""
+        self._born[index] = NOT_DONE
+        self._shards[index] = None
+        self._copies.pop(index, None)
+        self._done -= 1
+
+    def node(self, index: int) -> NodeId:
+        """Where the item was done."""
+        return self._names[self._born[index]]
+
+    def shards(self, index: int) -> tuple[ShardInfo, ...]:
+        packed = self._shards[index]
+        if packed is None or self._born[index] == NOT_DONE:
+            raise KeyError(index)
+        if isinstance(packed, tuple):
+            return packed
+        schemas = self._told[self._schema_of[index]]
+        return tuple(
+            ShardInfo(key.hex(), rows, size, digest.hex(), schemas[schema][0], index, number)
+            for rows, size, number, schema, key, digest in _SHARD.iter_unpack(packed)
+        )
+
+    def copied(self, index: int, place: int, node: NodeId) -> None:
+        """The node has a copy of the item's shard in that place."""
+        number = self._number(node)
+        if node not in self.holders(index, place):
+            self._copies[index] = self._copies.get(index, b"") + _COPY.pack(place, number)
+            self._on[number].append(index)
+
+    def holders(self, index: int, place: int) -> set[NodeId]:
+        """The nodes that have the shard in that place: where it was born, unless that is lost, and the copies."""
+        copies = _COPY.iter_unpack(self._copies.get(index, b""))
+        found = {self._names[number] for of, number in copies if of == place}
+        born = self._born[index]
+        if born != NOT_DONE and self._nodes.get(self._names[born]) == born:  # it may have gone, and be back empty
+            found.add(self._names[born])
+        return found
+
+    def lose(self, node: NodeId) -> tuple[list[int], list[int]]:
+        """The node is gone, and its shards with it: (items of which a shard is left nowhere, items with fewer copies).
+
+        The first are forgotten. Linear in what the node had.
+        """
+        gone = self._nodes.pop(node, None)
+        lost: list[int] = []
+        fewer: list[int] = []
+        for index in sorted(set(self._on.pop(gone, ()))) if gone is not None else ():
+            copies = self._copies.get(index, b"")
+            left = [one for one in _COPY.iter_unpack(copies) if one[1] != gone]
+            if self._born[index] == NOT_DONE or (self._born[index] != gone and len(left) * _COPY.size == len(copies)):
+                continue
+            if copies:
+                self._copies[index] = b"".join(_COPY.pack(*one) for one in left)
+            if all(self.holders(index, place) for place in range(self.count(index))):
+                fewer.append(index)
+            else:
+                self.forget(index)
+                lost.append(index)
+        return lost, fewer
+
+    def count(self, index: int) -> int:
+        """How many shards the item has."""
+        packed = self._shards[index]
+        return 0 if packed is None else len(packed) if isinstance(packed, tuple) else len(packed) // _SHARD.size
+
+    def __getitem__(self, index: int) -> ItemResult:
+        if index not in self:
+            raise KeyError(index)
+        key, schemas = self._items[index].key, self._told[self._schema_of[index]]
+        reused = bool(self._reused[index])
+        return ItemResult(index, key, self.node(index), self.shards(index), schemas, reused=reused)
+
+    def __contains__(self, index: object) -> bool:
+        return isinstance(index, int) and 0 <= index < len(self._born) and self._born[index] != NOT_DONE
+
+    def __iter__(self) -> Iterator[int]:
+        return (index for index, born in enumerate(self._born) if born != NOT_DONE)
+
+    def __len__(self) -> int:
+        return self._done
+
+    def _number(self, node: NodeId) -> int:
+        number = self._nodes.get(node)
+        if number is None:
+            number = self._nodes[node] = len(self._names)
+            self._names.append(node)
+            self._on[number] = array("I")
+        return number
+
+
+def _hash(text: str) -> bytes:
+    if len(text) != 64:
+        raise ValueError(text)
+    return bytes.fromhex(text)
