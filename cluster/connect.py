@@ -9,8 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from crucible.errors import ClusterError, ClusterUnreachable
+from crucible.errors import ClusterError, ClusterRefused, ClusterUnreachable
 from crucible.reach import check_listens
+
+GCS_TIMEOUT_S = 10.0
+"""For the head of a cluster to answer that it is one. A busy one takes a second or two."""
 
 
 class cluster:
@@ -58,7 +61,9 @@ class cluster:
                 with _on_loopback():
                     ray.init(address="local", namespace="crucible", include_dashboard=False, **quiet)
             else:
-                check_listens(_resolved(str(self._address)))
+                where = _resolved(str(self._address))
+                check_listens(where)
+                _check_admitted(where)
                 ray.init(address=self._address, namespace="crucible", **quiet)
         except (OSError, ValueError, RuntimeError, TimeoutError) as error:
             first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
@@ -76,6 +81,30 @@ def _resolved(address: str) -> str:
     from ray._private.services import canonicalize_bootstrap_address
 
     return canonicalize_bootstrap_address(address) or address
+
+
+def _check_admitted(address: str) -> None:
+    """Raise ClusterRefused when the cluster at `host:port` does not take this process's Ray token, or what it has for
+    one, and TimeoutError when what listens there is no Ray cluster.
+
+    `ray.init` itself tries for twenty seconds in the first case, and for ten minutes in the second, and says in neither
+    what is wrong (2.60).
+    """
+    ray = import_ray()
+    refusal = getattr(ray.exceptions, "AuthenticationError", None)
+    asking = getattr(ray._raylet, "InnerGcsClient", None)
+    if "://" in address or refusal is None or asking is None:  # its client protocol, or another Ray
+        return
+    enabled = os.environ.get("RAY_AUTH_MODE", "").lower() == "token"
+    found = ray._raylet.AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True)
+    if enabled and not found:
+        raise ClusterRefused(address, enabled, found)  # asking without one would end this process
+    try:
+        asking.standalone(address, None, int(GCS_TIMEOUT_S * 1000))
+    except refusal as error:
+        raise ClusterRefused(address, enabled, found) from error
+    except ray.exceptions.RpcError as error:
+        raise TimeoutError("what listens there does not answer as a Ray cluster does") from error
 
 
 @contextmanager

@@ -20,7 +20,7 @@ CrucibleError
 ├── BundleError                        an exported bundle that is not whole, not right or not ours
 ├── LockMismatch                       what was to be the same as in a lock file is not
 └── ClusterError                       Ray, the coordinator or an agent
-    ├── ClusterUnreachable  AgentUnavailable
+    ├── ClusterUnreachable  ClusterRefused  AgentUnavailable
     ├── VersionSkew                    a node, process or store of versions that do not go together
     ├── PrefetchFailed                 the job that a reader waited for
     ├── StaleCoordinator               another coordinator acts in this cluster: the older one's word counts no more
@@ -296,6 +296,24 @@ class ClusterUnreachable(ClusterError):
 
     def __str__(self) -> str:
         return f"no Ray cluster at {self.address!r}: {self.reason}"
+
+
+class ClusterRefused(ClusterError):
+    """A Ray cluster that asks for a token, and not this process's."""
+
+    def __init__(self, address: str, enabled: bool, found: bool) -> None:
+        """`enabled`: this process was told to use a token; `found`: it has one."""
+        super().__init__(address, enabled, found)
+        self.address, self.enabled, self.found = address, enabled, found
+
+    def __str__(self) -> str:
+        copy = "copy the head node's ~/.ray/auth_token to here"
+        if self.enabled and self.found:
+            return f"the Ray cluster at {self.address!r} does not take the token that is here; {copy}"
+        if self.enabled:
+            return f"RAY_AUTH_MODE is `token`, and there is none here for the Ray cluster at {self.address!r}; {copy}"
+        also = "" if self.found else f" and {copy}"
+        return f"the Ray cluster at {self.address!r} wants a token; set RAY_AUTH_MODE=token{also}"
 
 
 class AgentUnavailable(ClusterError):
