@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from crucible.cluster.items import Joined
+from crucible.cluster.locked import check_made
 from crucible.cluster.prepare import Prepared
 from crucible.cluster.track import (
     Command,
@@ -211,7 +212,8 @@ def job_items(prepared: Prepared) -> Sequence[WorkItem]:
 def build_manifests(prepared: Prepared, done: Mapping[int, ItemResult]) -> tuple[Manifest, ...]:
     """One manifest a split, its shards in source order.
 
-    Raises SchemaConflict when its files disagree, RowsMismatch when they have other rows than the card declares.
+    Raises SchemaConflict when its files disagree, RowsMismatch when they have other rows than the card declares, and
+    LockMismatch when they are not what the request is locked to.
     """
     manifests = []
     offset = 0
@@ -220,6 +222,7 @@ def build_manifests(prepared: Prepared, done: Mapping[int, ItemResult]) -> tuple
         offset += len(items)
         manifests.append(build_manifest(prepared, split.name, items, results))
     check_rows(prepared, manifests)
+    check_made(prepared.request, manifests)
     return tuple(manifests)
 
 

@@ -5,6 +5,7 @@ resolution, so that `resolve`, `plan` and `place` need none. Runs in the coordin
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +29,7 @@ from crucible.cluster.resolve import (
 )
 from crucible.config import Settings
 from crucible.data_files import Patterns, literal_folder
-from crucible.errors import CorruptFile, OfflineMode, ScriptRepo, UsageError
+from crucible.errors import CorruptFile, ManifestError, OfflineMode, ScriptRepo, UsageError
 from crucible.feature_types import dump_features, parse_features
 from crucible.formats.footer import ParquetFooter, footer_tail, parse_footer
 from crucible.hub.cached import CachedRepo
@@ -40,6 +41,7 @@ from crucible.report import Tally
 
 FOOTERS_AT_ONCE = 16
 """Each is a round trip or two, and little else."""
+_log = logging.getLogger(__name__)
 METADATA_FILES = ("README.md", ".huggingface.yaml", "dataset_infos.json")
 
 
@@ -81,12 +83,12 @@ def prepare(
 
     Offline, what the store does not have is resolved from the Hub cache, if a whole repo was pulled there.
     `commit` is where the revision was pinned to before, by a job that now goes on: it may point elsewhere by now.
-    `again` resolves although the manifests are known: shards of them are gone and must be re-made.
+    `again`: the manifests are known, but shards of them are gone and must be re-made. Their own recipes say how.
     Raises a RepoError, OfflineMode, or a TransferError when the Hub cannot be asked.
     """
     if settings.offline and not is_folder(request.repo.repo_id):
         try:
-            return _offline(request, store)
+            return _again(_offline(request, store)) if again else _offline(request, store)
         except OfflineMode:
             if not CachedRepo(HubCache(settings.hub_cache)).knows(request.repo):
                 raise
@@ -94,8 +96,8 @@ def prepare(
     with open_repo(request.repo, settings, tally, governor, only) as repo:
         known = is_full_sha(commit) and not is_folder(request.repo.repo_id)
         pinned = replace(request.repo, revision=commit) if known else repo.pin(request.repo)
-        if not again and (warm := _from_store(request, pinned, store)) is not None:
-            return warm
+        if (warm := _from_store(request, pinned, store)) is not None:
+            return _again(warm) if again else warm
         configs = survey_repo(repo, pinned, request)
         config, splits = choose(pinned, configs, request.config, request.split)
         if request.check_rows:
@@ -196,8 +198,11 @@ def _describe(pinned: RepoRef, configs: tuple[ResolvedConfig, ...], request: Dat
     }
 
 
-def _from_store(request: DataRequest, pinned: RepoRef, store: Store) -> Prepared | None:
-    """The request from manifests that are here, or None when one is missing."""
+def _from_store(request: DataRequest, pinned: RepoRef, store: Store, *, offline: bool = False) -> Prepared | None:
+    """The request from manifests that are here, or None when one is missing, or not to be trusted.
+
+    `offline` raises ManifestError for one that cannot be trusted: nobody can be asked for a better one.
+    """
     survey = store.get_survey(pinned, request.variant)
     if survey is None:
         return None
@@ -210,10 +215,38 @@ def _from_store(request: DataRequest, pinned: RepoRef, store: Store) -> Prepared
         return None  # written by something else: resolve again
     config, splits = choose(pinned, known, request.config, request.split)
     ids = store.find_manifests(pinned, config.name, request.columns, request.variant)
+    ids.update((split, manifest) for split, manifest, _ in request.locked)
     if any(split.name not in ids for split in splits):
         return None
-    manifests = tuple(store.get_manifest(ids[split.name]) for split in splits)
+    try:
+        manifests = tuple(store.get_manifest(ids[split.name]) for split in splits)
+    except ManifestError as error:  # of another format, altered, or not brought by whom the lock file is from
+        if offline:
+            raise
+        if not request.locked:
+            _log.warning("%s; asking the Hub again", error)
+        return None
+    if old := next((one for one in manifests if not one.current), None):
+        problem = f"{old.split} of {old.repo} was converted by another version of crucible than this one"
+        if offline:
+            raise ManifestError(old.id[:12], f"{problem}; prefetch it anew where the Hub can be asked")
+        _log.warning("%s; it is made again", problem)
+        return None
     return Prepared(request, pinned, config.name, (), (), manifests, survey)
+
+
+def _again(warm: Prepared) -> Prepared:
+    """What must be done to have the manifests' shards again, as the manifests say."""
+    splits = tuple(
+        ResolvedSplit(
+            manifest.split,
+            tuple(file for item in manifest.items for file in item.files),
+            manifest.items[0].options if manifest.items else ReadOptions("remembered"),
+            None,
+        )
+        for manifest in warm.manifests
+    )
+    return replace(warm, splits=splits, items=tuple(one.items for one in warm.manifests), manifests=())
 
 
 def _split_name(name: str) -> ResolvedSplit:
@@ -225,7 +258,7 @@ def _offline(request: DataRequest, store: Store) -> Prepared:
     if survey is None:
         raise OfflineMode(str(request.repo))
     pinned = replace(request.repo, revision=str(survey["commit"]))
-    prepared = _from_store(request, pinned, store)
+    prepared = _from_store(request, pinned, store, offline=True)
     if prepared is None:
         raise OfflineMode(f"{request.repo}, config {request.config or 'default'}, split {request.split or 'all'}")
     return prepared

@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from crucible.errors import ManifestError
-from crucible.refs import ReadOptions, RepoRef, ShardInfo, SourceFile, WorkItem, canonical_json, digest_of
+from crucible.refs import ReadOptions, RepoRef, ShardInfo, SourceFile, WorkItem, canonical_json, digest_of, item_key
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -77,6 +77,12 @@ class Manifest:
     def partial(self) -> bool:
         """True if the rows come from ranges of the source files, which were not checked against a hash."""
         return any(item.options.partial for item in self.items)
+
+    @property
+    def current(self) -> bool:
+        """False if another version of the conversion made the shards: what this one makes has other names."""
+        first = self.items[0] if self.items else None
+        return first is None or first.key == item_key(first.files, first.options, first.shard_bytes)
 
     @property
     def local_everywhere(self) -> bool:

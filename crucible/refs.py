@@ -141,6 +141,8 @@ class DataRequest:
     """Hold splits and rows against those that the card declares. Changes no row, so it is no part of `variant`."""
     partial: bool = False
     """Bring only the ranges of `columns`, which no hash can vouch for."""
+    locked: tuple[tuple[str, str, str], ...] = field(default=(), compare=False)
+    """(split, manifest id, marks of its shards) of what must come out, or the job fails; see `cluster.locked`."""
 
     @property
     def variant(self) -> str:
