@@ -84,7 +84,8 @@ def _way(home: Path, found: str) -> list[Migration]:
     layout = found
     while layout != LAYOUT:
         if layout not in MIGRATIONS or len(way) > len(MIGRATIONS):
-            raise StoreVersion(str(home), f"a store of layout {found[:20]!r}, this crucible reads {LAYOUT!r}")
+            said = found if found.isalnum() else repr(found[:20])
+            raise StoreVersion(str(home), f"a store of layout {said}, this crucible reads {LAYOUT}")
         way.append(MIGRATIONS[layout])
         layout = way[-1][0]
     return way
