@@ -1,4 +1,8 @@
-"""The two hashes a Hub promises: sha256 of an LFS file, git's sha1 of a regular one. Over a stream, as it arrives."""
+"""The two hashes a Hub promises, sha256 of an LFS file and git's sha1 of a regular one, and ours of a shard, BLAKE3.
+
+Over a stream, as it arrives. A shard is hashed when it is made, when it comes from a peer and when it is looked after:
+BLAKE3 is as safe as sha256 and five times as fast here (10 GB/s a core against 2.0), so none of these costs much.
+"""
 
 from __future__ import annotations
 
@@ -11,16 +15,32 @@ from crucible.refs import SourceFile
 
 
 class Hasher(Protocol):
-    def update(self, data: bytes | bytearray | memoryview, /) -> None: ...
+    def update(self, data: bytes | bytearray | memoryview, /) -> object: ...
     def hexdigest(self) -> str: ...
 
 
 def hasher_for(file: SourceFile) -> Hasher:
     """A fresh hash whose final `hexdigest()` equals `file.oid` if the bytes are right."""
+    if file.made:
+        return shard_hasher()
     if file.lfs:
         return hashlib.sha256()
     # git hashes a blob with its header; the size is known before the first byte, so the stream needs no second pass
     return hashlib.sha1(b"blob %d\0" % file.size, usedforsecurity=False)
+
+
+def shard_hasher() -> Hasher:
+    """A fresh hash whose `hexdigest()`, 64 hex digits, is the digest of a shard."""
+    from blake3 import blake3  # who only talks to a Hub does without it
+
+    hasher: Hasher = blake3()
+    return hasher
+
+
+def shard_digest(path: Path) -> str:
+    """The digest of a shard on this disk, 64 hex digits."""
+    with path.open("rb", buffering=0) as file:
+        return hashlib.file_digest(file, shard_hasher).hexdigest()  # type: ignore[arg-type]
 
 
 def hash_bytes(file: SourceFile, data: bytes | bytearray) -> str:

@@ -18,7 +18,7 @@ from crucible.refs import ReadOptions, RepoRef, ShardInfo, SourceFile, WorkItem,
 if TYPE_CHECKING:
     import pyarrow as pa
 
-FORMAT = 1
+FORMAT = 2
 """Version of the JSON below. A manifest of another version is refused by name, never guessed at."""
 
 BESIDE_THE_POINT = tuple(f.name for f in fields(SourceFile) if not f.compare)

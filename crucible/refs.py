@@ -99,6 +99,8 @@ class SourceFile:
     """The content's name in Xet storage, where the Hub says that it is there. No part of what the file is."""
     blob_id: str = field(default="", compare=False)
     """git's sha1 of an LFS file's pointer, where it is not that of the usual pointer text. For the Hub cache only."""
+    made: bool = field(default=False, compare=False)
+    """True of a shard that a peer gives: `oid` is then its digest (`hashing.shard_hasher`), whatever `lfs` says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +184,7 @@ class ReadOptions:
         return default
 
 
-CONVERSION_VERSION = 5
+CONVERSION_VERSION = 6
 """Raise it whenever the same inputs would give other shard bytes: old shards then simply have other keys."""
 
 

@@ -9,7 +9,6 @@ Raises DiskFull or StoreReadOnly. A crash leaves drafts without a footer in the 
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -22,6 +21,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from crucible.cache.store import disk_errors
+from crucible.hashing import shard_hasher
 from crucible.workers.canonical import canonical_batch
 
 WRITE_BYTES = 16 << 20
@@ -45,7 +45,7 @@ class DraftShard:
     size: int
     """Bytes of the file."""
     digest: str
-    """sha256 of the file."""
+    """BLAKE3 of the file: `crucible.hashing.shard_hasher`."""
     schema: pa.Schema
 
 
@@ -157,7 +157,7 @@ class _Draft:
     def __init__(self, path: Path, number: int, schema: pa.Schema, hasher: _Runner) -> None:
         self.path, self._number, self._schema = path, number, schema
         self._rows = 0
-        self._hasher, self._digest = hasher, hashlib.sha256()
+        self._hasher, self._digest = hasher, shard_hasher()
         self._hashed: Future[None] | None = None
         with disk_errors(path):
             self._file = path.open("wb", buffering=0)

@@ -184,7 +184,7 @@ def copy_shard(shard: ShardInfo, urls: Sequence[str], secret: str, place: Workpl
     with place.store.lock(f"shard-{(shard.digest or shard.key)[:32]}", place.stopped):
         if place.store.has_shard(shard):
             return place.store.shard_path(shard.key)
-        file = SourceFile(shard.key, shard.size, shard.digest, lfs=True)
+        file = SourceFile(shard.key, shard.size, shard.digest, lfs=True, made=True)
         timeouts = [place.settings.timeout_s] * len(urls)
         if shard.size < SMALL_BYTES:  # it has no hedge: who stalls makes way for the next when one would come
             timeouts[:-1] = [min(place.settings.stall_s, place.settings.timeout_s)] * (len(urls) - 1)

@@ -16,6 +16,7 @@ from contextlib import suppress
 from crucible.cache.seen import Stamp, stamp_of
 from crucible.cache.store import Store
 from crucible.errors import StoreError
+from crucible.hashing import shard_hasher
 from crucible.refs import ShardInfo
 
 TOUCH_S = 600.0
@@ -86,12 +87,12 @@ def may_serve(store: Store, key: str) -> bool:
 
 
 def hash_shard(store: Store, key: str) -> str | None:
-    """sha256 of the shard's file, noted in the store; UNREADABLE when the disk fails; None when it is not here."""
+    """Digest of the shard's file, noted in the store; UNREADABLE when the disk fails; None when it is not here."""
     path = store.shard_path(key)
     try:
         with path.open("rb", buffering=0) as file:
             before = os.fstat(file.fileno())
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            digest = hashlib.file_digest(file, shard_hasher).hexdigest()  # type: ignore[arg-type]
             after = os.fstat(file.fileno())
     except FileNotFoundError:
         return None

@@ -214,7 +214,7 @@ def test_no_visible_shard_ever_has_wrong_bytes_while_things_fail(
     import threading
 
     from crucible.cache.store import Store
-    from crucible.hashing import sha256_file
+    from crucible.hashing import shard_digest
 
     seen: dict[str, str] = {}
     done = threading.Event()
@@ -223,7 +223,7 @@ def test_no_visible_shard_ever_has_wrong_bytes_while_things_fail(
     def poll() -> None:
         while not done.is_set():
             for key, _ in store.shards():
-                seen.setdefault(key, sha256_file(store.shard_path(key)))
+                seen.setdefault(key, shard_digest(store.shard_path(key)))
             time.sleep(0.001)
 
     poller = threading.Thread(target=poll)
@@ -245,7 +245,7 @@ def test_no_visible_shard_ever_has_wrong_bytes_while_things_fail(
         done.set()
         poller.join(10)
     expected = {shard.key: shard.digest for shard in dataset.manifest.shards}
-    assert {key: sha256_file(store.shard_path(key)) for key in expected} == expected
+    assert {key: shard_digest(store.shard_path(key)) for key in expected} == expected
     assert all(expected.get(key, digest) == digest for key, digest in seen.items())
 
 

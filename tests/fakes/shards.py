@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from crucible.errors import SourceUnavailable
+from crucible.hashing import shard_digest
 from crucible.manifest import Manifest, pack_schema
 from crucible.refs import RepoRef, ShardInfo
 
@@ -54,9 +55,7 @@ def write_split(
         digest, packed = pack_schema(table.schema)
         schemas[digest] = packed
         content = path.read_bytes()
-        shards.append(
-            ShardInfo(key, table.num_rows, len(content), hashlib.sha256(content).hexdigest(), digest, number, 0)
-        )
+        shards.append(ShardInfo(key, table.num_rows, len(content), shard_digest(path), digest, number, 0))
     digest, packed = pack_schema(target)
     schemas[digest] = packed
     manifest = Manifest(

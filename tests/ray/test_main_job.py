@@ -18,7 +18,7 @@ import pytest
 import crucible
 from crucible.cache.store import Store
 from crucible.cluster.connect import cluster
-from crucible.hashing import sha256_file
+from crucible.hashing import shard_digest
 from crucible.report import Progress
 from crucible.workers.secret import load_secret
 from crucible.workers.serve import read_address
@@ -39,7 +39,7 @@ def wrong_shards(home: Path, manifest: Any) -> list[str]:
     return [
         shard.key
         for shard in manifest.shards
-        if store.has_shard(shard) and sha256_file(store.shard_path(shard.key)) != shard.digest
+        if store.has_shard(shard) and shard_digest(store.shard_path(shard.key)) != shard.digest
     ]
 
 
