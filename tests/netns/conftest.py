@@ -10,7 +10,8 @@ import pytest
 
 from tests.hubserver.faults import FaultyHub
 from tests.netns.fleet import ENVIRONMENT, Fleet
-from tests.netns.hosts import Network, why_not
+from tests.netns.hosts import why_not
+from tests.netns.network import Network
 from tests.ray.jobs import chat_files
 
 HERE = Path(__file__).parent

@@ -15,7 +15,8 @@ from typing import Any
 import psutil
 
 from tests.hubserver.faults import FaultyHub
-from tests.netns.hosts import Host, Network, Started, eventually
+from tests.netns.hosts import Host, Started, eventually
+from tests.netns.network import Network
 
 PORT = 6379
 HEALTH = {

@@ -37,7 +37,7 @@ def carry(links: tuple[socket.socket, socket.socket], lag_s: float) -> None:
         ready = select.select([*links, sys.stdin], [], [], wait)[0]
         if sys.stdin in ready:
             return
-        for link in ready:
+        for link in (one for one in links if one in ready):
             try:
                 while True:
                     waiting.append((time.monotonic() + lag_s, other[link], link.recv(_MOST)))
