@@ -9,16 +9,19 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
+from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
 import pyarrow as pa
 
-from crucible.cluster.items import Joined
+from crucible.cluster.items import Joined, sizes_of
 from crucible.cluster.locked import check_made
 from crucible.cluster.prepare import Prepared
 from crucible.cluster.track import (
+    STEP,
     Command,
     CopyDone,
     CopyFailed,
@@ -30,6 +33,7 @@ from crucible.cluster.track import (
     ItemFailed,
     JobState,
     NodesChanged,
+    Proceed,
     RunItem,
     Started,
     Wished,
@@ -136,48 +140,66 @@ def run_job(
     """
     began = time.monotonic() - offset_s
     items = job_items(prepared)
-    total = sum(item.size for item in items)
+    total = sum(sizes_of(items))
     found = {item.index: node for item in items if (node := prefer(item)) is not None}
     state = JobState(items, executor.nodes(), limit_bytes, replicas, prefer=found, part_bytes=part_bytes, slots=slots)
     running: dict[Future[Any], Command] = {}
-    copied = Counts()
+    over: SimpleQueue[Future[Any]] = SimpleQueue()
+    counts = metadata
     copies = 0
     state, commands = apply(state, Started())
     while True:
         for command in commands:
             match command:
                 case RunItem():
-                    running[executor.run(command)] = command
+                    future: Future[Any] = executor.run(command)
+                    running[future] = command
+                    future.add_done_callback(over.put)
                 case CopyShard():
-                    running[executor.copy(command)] = command
+                    future = executor.copy(command)
+                    running[future] = command
+                    future.add_done_callback(over.put)
                 case Fail(error):
                     observe(Progress(job, "failed", len(state.done), len(items), arrived(), total))
                     raise error
                 case Finish():
                     manifests = build_manifests(prepared, state.done)
-                    report = job_report(job, prepared, manifests, state, metadata + copied, time.monotonic() - began)
+                    report = job_report(job, prepared, manifests, state, counts, time.monotonic() - began)
                     observe(Progress(job, "finished", len(items), len(items), total, total))
                     return manifests, replace(report, copies=copies)
-        ended, _ = wait(running, timeout=TICK_S, return_when=FIRST_COMPLETED)
-        outcomes = [_event(running.pop(future), future, executor) for future in ended]
-        for event, future in zip(outcomes, ended, strict=True):
+        outcomes: list[Event] = []
+        for future in _ended(over, 0.0 if state.more else TICK_S):
+            event = _event(running.pop(future), future, executor)
             if isinstance(event, CopyDone):
-                copied, copies = copied + future.result(), copies + 1
+                counts, copies = counts + future.result(), copies + 1
             elif isinstance(event, ItemDone):
+                counts += event.result.counts  # also of what is lost later, and done again
                 done(event.result)
+            outcomes.append(event)
         # before the outcomes, because what ended makes room for what is wished for
         events: list[Event] = [*(Wished(indexes) for indexes in wishes()), *outcomes]
         nodes = executor.nodes()
         if nodes.keys() != state.nodes.keys():
             events.append(NodesChanged(nodes))
+        if state.more:
+            events.append(Proceed())
         commands = []
         for event in events:
             state, more = apply(state, event)
             commands += more
         phase = "items" if state.phase == "new" else state.phase
-        retried = state.retries
-        progress = Progress(job, phase, len(state.done), len(items), min(total, arrived()), total, retried)
+        progress = Progress(job, phase, len(state.done), len(items), min(total, arrived()), total, state.retries)
         observe(with_waiting(progress, waiting()))
+
+
+def _ended(over: SimpleQueue[Future[Any]], wait_s: float) -> list[Future[Any]]:
+    """What has ended, a bounded number; after a while, when nothing has, []."""
+    ended: list[Future[Any]] = []
+    with suppress(Empty):
+        ended.append(over.get(timeout=wait_s) if wait_s else over.get_nowait())
+        while len(ended) < STEP:
+            ended.append(over.get_nowait())
+    return ended
 
 
 def with_waiting(progress: Progress, waiting: Waiting | None) -> Progress:
@@ -280,15 +302,7 @@ def job_report(
     counts: Counts,
     seconds: float,
 ) -> JobReport:
-    """Add up what the items' tasks counted."""
-    born: dict[NodeId, list[int]] = {}
-    reused = 0
-    for result in state.done.values():
-        reused += result.reused
-        counts += result.counts
-        tally = born.setdefault(result.node, [0, 0])
-        tally[0] += len(result.shards)
-        tally[1] += sum(shard.size for shard in result.shards)
+    """What a job did; `counts` are those of all its tasks together."""
     return JobReport(
         job=job,
         repo=prepared.request.repo.repo_id,
@@ -297,8 +311,8 @@ def job_report(
         splits=split_reports(manifests),
         counts=counts,
         seconds=seconds,
-        nodes=tuple((node, shards, size) for node, (shards, size) in sorted(born.items())),
-        reused_items=reused,
+        nodes=tuple((node, shards, size) for node, (shards, size) in sorted(state.done.births().items())),
+        reused_items=state.done.reused,
         partial=prepared.request.partial,
     )
 

@@ -54,7 +54,10 @@ class RayExecutor:
     def __init__(self, owner: Owner, options: JobOptions, job: str, limit: int | None) -> None:
         self._owner, self._job = owner, job
         self._options = replace(options, epoch=owner.turn.epoch)
+        self._limit = limit
         self._weights = dict(sorted(owner.weights().items())[:limit])
+        self._met = set(self._weights)
+        """Nodes that were asked for their weight; one that has none, or is not fit, is not asked every second."""
         if not self._weights:
             raise ClusterError("no node of this Ray cluster has a running agent; see `crucible nodes`")
         self._looked_at = time.monotonic()
@@ -100,11 +103,19 @@ class RayExecutor:
         return future
 
     def nodes(self) -> Mapping[NodeId, float]:
-        """The nodes this job began with, less those that have died since. Raises StaleCoordinator."""
+        """The nodes this job began with, less those that have died since, and those that joined and have an agent; of
+        these no more than the job was given. Raises StaleCoordinator."""
         self._owner.turn.check()
         if time.monotonic() - self._looked_at >= NODES_EVERY_S:
             alive = alive_nodes()
-            self._weights = {node: weight for node, weight in self._weights.items() if node in alive}
+            weights = {node: weight for node, weight in self._weights.items() if node in alive}
+            self._met &= alive.keys()
+            joined = {node for node in alive.keys() - self._met if self._owner.agent_url(node) is not None}
+            if joined and (self._limit is None or len(weights) < self._limit):
+                self._met |= joined
+                found = sorted((node, weight) for node, weight in self._owner.weights().items() if node in joined)
+                weights |= found[: None if self._limit is None else self._limit - len(weights)]
+            self._weights = weights
             self._looked_at = time.monotonic()
         return self._weights
 

@@ -135,6 +135,21 @@ class Results(Mapping[int, ItemResult]):
                 lost.append(index)
         return lost, fewer
 
+    def births(self) -> dict[NodeId, tuple[int, int]]:
+        """node -> (shards that were made there, their bytes), wherever else they are by now."""
+        found: dict[NodeId, tuple[int, int]] = {}
+        for index in self:
+            shards, size = found.get(node := self.node(index), (0, 0))
+            packed = self._shards[index] or b""
+            sizes = [shard.size for shard in packed] if isinstance(packed, tuple) else _sizes(packed)
+            found[node] = (shards + len(sizes), size + sum(sizes))
+        return found
+
+    @property
+    def reused(self) -> int:
+        """Items that were there already, and moved nothing."""
+        return sum(self._reused[index] for index in self)
+
     def count(self, index: int) -> int:
         """How many shards the item has."""
         packed = self._shards[index]
@@ -163,6 +178,10 @@ class Results(Mapping[int, ItemResult]):
             self._names.append(node)
             self._on[number] = array("I")
         return number
+
+
+def _sizes(packed: bytes) -> list[int]:
+    return [one[1] for one in _SHARD.iter_unpack(packed)]
 
 
 def _hash(text: str) -> bytes:

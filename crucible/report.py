@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from operator import add, attrgetter
 from typing import Literal
 
 from crucible.refs import NodeId, ShardInfo
@@ -35,12 +36,15 @@ class Counts:
     """Ranges that such a node did not take."""
 
     def __add__(self, other: Counts) -> Counts:
-        return Counts(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+        return Counts(*map(add, _AMOUNTS(self), _AMOUNTS(other)))
 
     @property
     def requests(self) -> int:
         """To the Hub and its CDN together: what the Hub sees."""
         return self.hub_requests + self.cdn_requests
+
+
+_AMOUNTS = attrgetter(*(one.name for one in fields(Counts)))
 
 
 class Tally:
