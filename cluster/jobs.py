@@ -14,6 +14,9 @@ from crucible.hub.governor import Governor
 from crucible.refs import DataRequest
 from crucible.report import JobReport, Progress
 
+TOKEN_WAIT_S = 20.0
+"""For a driver that gave a token to be back with it, once its coordinator has been replaced; it takes seconds. Without
+one the Hub would be asked for nothing, and readers of the job would hear that it failed."""
 REMEMBERED = 4
 """Jobs that have ended and whose readers are still answered in full. Later ones find the manifests in the stores."""
 
@@ -36,6 +39,19 @@ class Job:
     """As the journal has it (`remembered`)."""
     forgotten: bool = False
     """It goes on without the token that its driver had given to a coordinator before this one."""
+    _given: threading.Event = field(default_factory=threading.Event)
+
+    def take(self, token: Token | None) -> None:
+        """Its driver asks again, and gives the token that may lack."""
+        if self.token is None and token is not None:
+            self.token, self.forgotten = token, False
+            self._given.set()
+
+    def await_token(self, wait_s: float = TOKEN_WAIT_S) -> Token | None:
+        """The token. One that is forgotten is waited for: the driver is likely on its way."""
+        if self.forgotten:
+            self._given.wait(wait_s)
+        return self.token
 
 
 class Jobs:
@@ -60,8 +76,7 @@ class Jobs:
                 isinstance(known.error, JobUnknown) or (isinstance(known.error, TokenForgotten) and token is not None)
             )
             if known is not None and not lost:
-                if known.token is None:
-                    known.token = token
+                known.take(token)
                 return None
             self._jobs[name] = job = Job(Progress(name, "resolve"), request, endpoint, token, Readers(name, request))
             return job

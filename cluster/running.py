@@ -40,7 +40,7 @@ class Runner:
         """Fills in the record: its progress, then its report or the error that ended it. Raises nothing."""
         began = time.monotonic()
         try:
-            settings = replace(options.on_this_node(), token=record.token)
+            settings = replace(options.on_this_node(), token=record.await_token())
             governor = record.governor = cluster_governor(settings)
             tally = Tally()
             commit = str(record.value["commit"])

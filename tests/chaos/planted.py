@@ -32,7 +32,7 @@ def _received(played: Played, spoil: Callable[[Played], None]) -> Iterator[None]
 
 
 def a_dropped_batch(played: Played) -> AbstractContextManager[None]:
-    return _received(played, lambda played: played.received.pop(len(played.received) // 2))
+    return _received(played, lambda played: played.received.__delitem__(len(played.received) // 2))
 
 
 def a_batch_that_came_twice(played: Played) -> AbstractContextManager[None]:

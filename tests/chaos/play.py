@@ -18,7 +18,7 @@ from crucible.errors import StoreError
 from crucible.hub.server import RequestRecord
 from crucible.report import Progress
 from tests.chaos.data import Truth, repo_files, truth_of
-from tests.chaos.schedule import Story, Strike
+from tests.chaos.schedule import AT_THE_START, Story, Strike
 from tests.chaos.stage import PART, STREAMS, Stage, fault_of
 from tests.chaos.training import Received, Run, Training
 from tests.hubserver.faults import Fault
@@ -48,6 +48,8 @@ class Played:
     """The phase was over before, or there was nothing to strike at."""
     received: list[Received] = field(default_factory=list)
     runs: list[Run] = field(default_factory=list)
+    flipped: list[tuple[int, str]] = field(default_factory=list)
+    """(node, shard) of the bytes that were changed on disks."""
     notes: list[str] = field(default_factory=list)
     """What happened when, in seconds since the beginning: for a person."""
     problems: list[str] = field(default_factory=list)
@@ -73,6 +75,8 @@ class Player:
         self._faults: list[Fault] = []
         self._jobs = 0
         self._toll = 0
+        self._flips: list[Strike] = []
+        """Those that wait for the next start of the ranks."""
         self._began = time.monotonic()
 
     def play(self) -> Played:
@@ -89,6 +93,7 @@ class Player:
         self._set_env("CRUCIBLE_HOME", str(stage.homes[0]))
         stage.hub.clear_log()
         self._training = Training(story, repo, self._folder / "training", stage.homes, stage.environment)
+        self._training.before_start = self._flip
         self.played = Played(story, truth, repo, stage.homes, self._training.folder)
         try:
             self._perform(repo)
@@ -113,18 +118,27 @@ class Player:
         due = [("prefetch", strike) for strike in story.prefetch]
         if story.early:
             due += [("training", strike) for strike in story.training]
-            self._training.start(stage.up())
+            self._training.start(stage.up())  # a flip waits for the next start: nothing is here yet
         went_well = self._phase(repo, due, "prefetch")
         self._note("the prefetch has ended")
         if not went_well:
             return
         if not story.early:
+            self._flips += [strike for strike in story.training if strike.kind == "flip-shard"]
             self._training.start(stage.up())
-            self._phase(repo, [("training", strike) for strike in story.training], "training")
+            self._phase(
+                repo, [("training", strike) for strike in story.training if strike.kind != "flip-shard"], "training"
+            )
         self._note("the training has ended")
 
     def _phase(self, repo: str, due: list[tuple[str, Strike]], name: str) -> bool:
         """Until the job, or the training, or both have ended. False if that took too long."""
+        for phase, strike in list(due):
+            if strike.kind in AT_THE_START:
+                due.remove((phase, strike))
+                self._strike(strike)
+                if strike.kind == "failpoint":  # a flip is noted when it is made
+                    self.played.struck.append(strike)
         job = self._job(repo) if name == "prefetch" else None
         deadline = time.monotonic() + PHASE_S
         while True:
@@ -212,13 +226,17 @@ class Player:
                     self._faults.append(fault)
                     stage.hub.faults.add(fault, first=True)
                 return True
+            case "failpoint":
+                self._toll += truth.largest_file
+                stage.arm(strike.what, strike.times)
+                return True
             case "disk-full" | "read-only":
                 return self._break_disk(strike)
             case "clock-jump":
                 return stage.shift_clock(strike.node, 90_000 if strike.rank else -90_000) > 0
             case "flip-shard":
-                self._toll += truth.largest_file
-                return stage.flip_a_byte(strike.node, strike.at) is not None
+                self._flips.append(strike)
+                return True
         raise AssertionError(strike.kind)
 
     def _kill_node(self, strike: Strike) -> bool:
@@ -259,12 +277,24 @@ class Player:
         readers = max(1, len(self._training.runs) and max(self._story.worlds))
         return int(share * truth.source_bytes) * readers + 2 * truth.largest_file * readers
 
+    def _flip(self) -> None:
+        """Nobody has a shard open: change bytes on disks."""
+        for strike in self._flips:
+            key = self._stage.flip_a_byte(strike.node, (strike.seconds * 7 + strike.times) % 1)
+            self._note(f"{strike}: {f'shard {key[:12]}' if key else 'nothing to strike at'}")
+            (self.played.struck if key else self.played.missed).append(strike)
+            if key:
+                self._toll += 2 * self.played.truth.largest_file
+                self.played.flipped.append((strike.node, key))
+        self._flips.clear()
+
     # --- evidence
 
     def _gather(self) -> None:
         played, hub = self.played, self._stage.hub
         played.received, played.runs = self._training.received(), list(self._training.runs)
         played.problems += self._failures()
+        self._note(f"died at failpoints: {', '.join(self._stage.reached()) or 'none'}")
         played.log, played.paid = list(hub.log), file_bytes(hub)
         spoilt = sum(hub.hits(fault) for fault in self._faults if fault.kind in SPOIL)
         played.allowed = (

@@ -11,17 +11,21 @@ import random
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from crucible.failpoints import POINTS
+
 SLOTS = 3
 """Nodes of the suite's cluster. Node 0 has the head and the driver: it loses processes, never all at once."""
 
 Kind = Literal[
     "kill-worker", "kill-agent", "kill-coordinator", "kill-node", "kill-rank",
     "stop-worker", "stop-agent", "stop-coordinator", "stop-rank",
-    "hub", "disk-full", "read-only", "clock-jump", "flip-shard",
+    "hub", "disk-full", "read-only", "clock-jump", "flip-shard", "failpoint",
 ]  # fmt: skip
 """`kill-` is SIGKILL (of a node: the raylet, all its workers and its ranks), `stop-` SIGSTOP and later SIGCONT."""
 
 HUB_FAULTS = ("429", "503", "500", "cut", "flip", "reset", "stall", "drip", "expired", "wrong-length", "ignore-range")
+FAILPOINTS = tuple(sorted(POINTS))
+"""Of the product: a point more there means other stories for the same seeds here."""
 FORMS = ("parquet", "jsonl", "jsonl.gz", "csv")
 
 
@@ -34,9 +38,9 @@ class Strike:
     node: int = 0
     rank: int = 0
     what: str = ""
-    """Which of HUB_FAULTS; for a node whether its disk is `kept` or `lost`."""
+    """Which of HUB_FAULTS, or of the product's failpoints; for a node whether its disk is `kept` or `lost`."""
     times: int = 1
-    """Replies that a Hub fault spoils."""
+    """Replies that a Hub fault spoils; at which passing of a failpoint somebody dies."""
     seconds: float = 1.0
     """How long a process is stopped, a disk is full, a node is away, the Hub is quiet."""
 
@@ -96,13 +100,16 @@ class Story:
 DURING_PREFETCH: tuple[tuple[Kind, int], ...] = (
     ("kill-worker", 4), ("kill-agent", 2), ("kill-coordinator", 3), ("kill-node", 3),
     ("stop-worker", 1), ("stop-agent", 1), ("stop-coordinator", 1),
-    ("hub", 6), ("disk-full", 2), ("read-only", 1), ("clock-jump", 1),
+    ("failpoint", 6), ("hub", 6), ("disk-full", 2), ("read-only", 1), ("clock-jump", 1),
 )  # fmt: skip
 DURING_TRAINING: tuple[tuple[Kind, int], ...] = (
     ("kill-rank", 5), ("kill-agent", 2), ("kill-coordinator", 1), ("kill-node", 3),
     ("stop-agent", 2), ("stop-rank", 1),
-    ("hub", 2), ("disk-full", 1), ("read-only", 1), ("clock-jump", 1), ("flip-shard", 0),
+    ("hub", 2), ("disk-full", 1), ("read-only", 1), ("clock-jump", 1), ("flip-shard", 2),
 )  # fmt: skip
+AT_THE_START: tuple[Kind, ...] = ("failpoint", "flip-shard")
+"""A failpoint is armed before the job begins. A byte on a disk changes before ranks start: what a process has mapped
+and checked, nobody can keep from changing under it."""
 NOT_ON_THE_HEAD: tuple[Kind, ...] = ("kill-node", "disk-full", "read-only")
 
 
@@ -137,11 +144,13 @@ def _strikes(dice: random.Random, weighted: tuple[tuple[Kind, int], ...], count:
         what = ""
         if kind == "hub":
             what = dice.choice(HUB_FAULTS)
+        elif kind == "failpoint":
+            what = dice.choice(FAILPOINTS)
         elif kind == "kill-node":
             what = dice.choice(("kept", "lost"))
         found.append(
             Strike(
-                at=round(dice.uniform(0.02, 0.9), 2),
+                at=0.0 if kind in AT_THE_START else round(dice.uniform(0.02, 0.9), 2),
                 kind=kind,
                 node=dice.randint(1, SLOTS - 1) if kind in NOT_ON_THE_HEAD else dice.randrange(SLOTS),
                 rank=dice.randrange(3),

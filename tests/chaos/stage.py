@@ -41,8 +41,8 @@ SETTINGS = {
 class Stage:
     """What a story is played on. Used by one thread."""
 
-    def __init__(self, nodes: Nodes, hub: FaultyHub, *, mounts: bool) -> None:
-        self.ray_nodes, self.hub, self.mounts = nodes, hub, mounts
+    def __init__(self, nodes: Nodes, hub: FaultyHub, points: Path, *, mounts: bool) -> None:
+        self.ray_nodes, self.hub, self.points, self.mounts = nodes, hub, points, mounts
         self.homes = list(nodes.homes)
         self._up: list[Any] = list(nodes.nodes)
         """Slot -> Ray's node, None while it is down."""
@@ -135,18 +135,32 @@ class Stage:
         return touched
 
     def flip_a_byte(self, slot: int, dice: float) -> str | None:
-        """Change one byte in the middle of a shard on a disk; its key, or None if the store has no shard."""
+        """Change one byte somewhere in a shard on a disk; its key, or None if the store has no shard."""
         shards = sorted((self.homes[slot] / "shards").rglob("*.arrow"))
         if not shards:
             return None
         path = shards[int(dice * len(shards))]
         with path.open("r+b") as file:
             size = path.stat().st_size
-            file.seek(int(size * (0.2 + 0.6 * dice)))
+            file.seek(int(size * dice))
             byte = file.read(1)
             file.seek(-1, os.SEEK_CUR)
             file.write(bytes([byte[0] ^ 0x20]))
         return path.stem
+
+    def arm(self, point: str, times: int) -> None:
+        """Let whoever passes a failpoint the `times`-th time die there."""
+        (self.points / point).write_text(str(times))
+
+    def reached(self) -> list[str]:
+        """Failpoints at which somebody has died since the last `reset`."""
+        return [path.name.removesuffix(".reached") for path in self.points.glob("*.reached")]
+
+    def disarm(self) -> None:
+        """Nobody dies at a failpoint any more; which were reached stays."""
+        for path in self.points.iterdir():
+            if not path.name.endswith(".reached"):
+                path.unlink(missing_ok=True)
 
     # --- mending
 
@@ -171,6 +185,7 @@ class Stage:
     def whole(self) -> None:
         """Nothing is broken any more, all nodes are there, and Ray knows it."""
         self.tick(all_of_it=True)
+        self.disarm()
         self.hub.clear_faults()
         for slot in range(SLOTS):
             self.start_node(slot)
@@ -186,6 +201,8 @@ class Stage:
         self.whole()
         for home in (*self.homes, self.ray_nodes.hf_home):
             empty(home)
+        for path in self.points.iterdir():
+            path.unlink()
         self.hub.clear_log()
 
 
@@ -201,9 +218,11 @@ def stage(folder: Path) -> Iterator[Stage]:
             mounts = mounts and _own_disk(home, mounted)
         options = HubOptions(tokens={TOKEN: User("ann")})
         with FaultyHub(folder / "hub", options=options) as hub:
-            nowhere = {"HF_ENDPOINT": "http://127.0.0.1:9"}
+            points = folder / "failpoints"
+            points.mkdir()
+            nowhere = {"HF_ENDPOINT": "http://127.0.0.1:9", "CRUCIBLE_FAILPOINTS": str(points)}
             with ray_nodes(folder, SLOTS, nowhere) as nodes, _driver(nodes.address, homes[0]):
-                made = Stage(nodes, hub, mounts=mounts)
+                made = Stage(nodes, hub, points, mounts=mounts)
                 try:
                     yield made
                 finally:

@@ -11,7 +11,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -37,8 +37,8 @@ class Received:
     digest: str
 
     def positions(self, batch: int, total: int) -> list[int]:
-        """As docs/order.md deals them: rank r of R reads r, r + R, ... from where its run began."""
-        first = self.start + self.rank + self.world * self.unit * batch
+        """As docs/order.md deals them: rank r of R reads those that are r modulo R, from where its run began."""
+        first = self.start + (self.rank - self.start) % self.world + self.world * self.unit * batch
         return [at for at in range(first, first + self.world * batch, self.world) if at < total]
 
 
@@ -73,6 +73,8 @@ class Training:
     failures: list[str] = field(default_factory=list)
     """What ranks said that ended by themselves with an error."""
     done: bool = False
+    before_start: Callable[[], None] = lambda: None
+    """Called while no rank runs, each time before some are started."""
     _ranks: list[_Rank] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -80,6 +82,7 @@ class Training:
 
     def start(self, slots: list[int]) -> None:
         """One start more, on the nodes that there are."""
+        self.before_start()
         number = len(self.runs)
         world = self.story.worlds[min(number, len(self.story.worlds) - 1)]
         state = self._common_state()

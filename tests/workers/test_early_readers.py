@@ -259,7 +259,8 @@ def test_a_coordinator_remembers_only_a_few_ended_jobs(chat: FaultyHub, tmp_path
         job.readers.begin(coordinator.prepared, lambda: None)
         job.readers.finish(())
         coordinator.jobs.ended(job)
-    first, last = coordinator.jobs["job 0"].readers, coordinator.jobs[f"job {REMEMBERED}"].readers
+    known = coordinator.jobs.all()
+    first, last = known["job 0"].readers, known[f"job {REMEMBERED}"].readers
     assert first.wish(()) == {"state": "unknown"}
     assert last.wish(())["state"] == "done"
 
