@@ -196,11 +196,8 @@ def _tls(env: Mapping[str, str]) -> Path | None:
 
 def _ports(env: Mapping[str, str], name: str) -> tuple[int, int]:
     """`7000` or `7000-7015`, both included."""
-    first, _, last = env.get(name, "0").replace(" ", "").partition("-")
-    try:
-        ports = int(first), int(last or first)
-    except ValueError:
-        ports = -1, -1
+    said = [part.strip() for part in (env.get(name) or "0").split("-")]
+    ports = (int(said[0]), int(said[-1])) if len(said) < 3 and all(map(str.isdecimal, said)) else (-1, -1)
     if not 0 <= ports[0] <= ports[1] <= 65535:
         raise UsageError(f"{name}={env[name]!r} is no port or range of ports; write it like 7000 or 7000-7015")
     return ports

@@ -23,6 +23,7 @@ BACKLOG = 512
 ACCEPT_AGAIN_S = 0.5
 """After an accept that failed, as it does without a free descriptor."""
 SWEEP_S = 1.0
+CLEAR_S = 2.0
 SERVER = "crucible"
 """What replies say they come from, without the versions of what is under it."""
 TLS_HELLO = b"\x16"
@@ -49,6 +50,8 @@ class Connection(web.RequestHandler):
             auto_decompress=False,
         )
         self._left = left
+        self.wire: asyncio.Transport | None = None
+        """What it lies on, also after aiohttp has let go of it."""
         self.busy = False
         """A request of it is being answered."""
         self.asking = True
@@ -58,6 +61,11 @@ class Connection(web.RequestHandler):
     def itself(self) -> Connection:
         """What asyncio asks for when there is a transport for it."""
         return self
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.wire = transport
+        super().connection_made(transport)
 
     def began(self) -> None:
         """The head of a request is there."""
@@ -129,8 +137,17 @@ class Listener:
         self._start(self._sweep())
         return int(listening.getsockname()[1])
 
+    async def clear(self) -> None:
+        """End the connections that are still inside, and wait until they are: TLS says goodbye first."""
+        until = time.monotonic() + CLEAR_S
+        while self._inside and time.monotonic() < until:
+            for connection in self._inside:
+                if connection.wire is not None:
+                    connection.wire.abort()
+            await asyncio.sleep(0.01)
+
     async def close(self) -> None:
-        """Take no more connections. Those that are inside are the server's to end."""
+        """Take no more connections."""
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()

@@ -99,7 +99,7 @@ def read_private(path: Path) -> bytes | None:
         return None
     except OSError as error:
         raise StoreError(str(path), f"cannot be read ({error.strerror}), and no link is followed there") from None
-    with open(descriptor, "rb") as file:
+    try:
         facts = os.fstat(descriptor)
         if not stat.S_ISREG(facts.st_mode):
             raise StoreError(str(path), "is no regular file; remove it, it is made anew")
@@ -112,7 +112,9 @@ def read_private(path: Path) -> bytes | None:
             mode = stat.S_IMODE(facts.st_mode)
             todo = f"chmod 600 {path}, then `crucible rotate-secret`, as they may have done so"
             raise StoreError(str(path), f"has mode {mode:04o}, so others may read it; {todo}")
-        return file.read(MOST_BYTES)
+        return os.read(descriptor, MOST_BYTES)
+    finally:
+        os.close(descriptor)
 
 
 def same_secret(given: str, secret: str) -> bool:

@@ -60,9 +60,8 @@ class ShardResponse(web.StreamResponse):
     A reader that takes no piece within `piece_s` is cut off: it may ask for the rest, and its slot is another's.
     """
 
-    def __init__(self, file: io.FileIO, span: tuple[int, int], size: int, piece_s: float) -> None:
+    def __init__(self, file: io.FileIO, span: tuple[int, int], size: int, piece_s: float, *, partial: bool) -> None:
         start, stop = span
-        partial = (start, stop) != (0, size)
         super().__init__(status=206 if partial else 200)
         self._file, self._at, self._stop, self._piece_s = file, start, stop, piece_s
         self.content_type = "application/octet-stream"

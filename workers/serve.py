@@ -174,6 +174,7 @@ class AgentServer:
                 await self._off_loop(self._partials.expire)
         await listener.close()
         await runner.cleanup()
+        await listener.clear()
 
     async def _listen(self, listener: Listener, host: str, ports: range) -> int:
         """The port that it listens on, the first that is free. Raises OSError."""
@@ -239,7 +240,7 @@ class AgentServer:
         if span is None:
             file.close()
             return _refusal(416, "no such range", **{"Content-Range": f"bytes */{size}"})
-        reply = ShardResponse(file, span, size, self._bounds.piece_s)
+        reply = ShardResponse(file, span, size, self._bounds.piece_s, partial="range" in request.headers)
         reply.headers["ETag"] = f'"{key}"'
         await reply.send(request)
         return reply
