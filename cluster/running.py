@@ -12,6 +12,7 @@ from crucible.cluster.agents import Agents
 from crucible.cluster.drive import as_crucible_error, cached_report, run_job
 from crucible.cluster.early import early_manifests
 from crucible.cluster.executor import RayExecutor
+from crucible.cluster.items import sizes_of
 from crucible.cluster.jobs import Job
 from crucible.cluster.journal import ENDED
 from crucible.cluster.prepare import Prepared, prepare
@@ -40,7 +41,7 @@ class Runner:
         """Fills in the record: its progress, then its report or the error that ended it. Raises nothing."""
         began = time.monotonic()
         try:
-            settings = replace(options.on_this_node(), token=record.await_token())
+            settings = replace(options.on_this_node(), token=record.token)
             governor = record.governor = cluster_governor(settings)
             tally = Tally()
             commit = str(record.value["commit"])
@@ -55,7 +56,8 @@ class Runner:
                 record.readers.finish(prepared.manifests)
                 report = cached_report(job, prepared, tally.counts, time.monotonic() - began)
                 record.report = replace(report, notes=self._agents.notes())
-                record.progress = Progress(job, "finished")
+                items, size = record.value["items"], record.value["bytes"]
+                record.progress = Progress(job, "finished", items, items, size, size)
                 return
             if prepared.cached:  # the manifest is known but shards of it are gone: make them again
                 commit = prepared.repo.revision
@@ -101,8 +103,8 @@ class Runner:
 
     def _pinned(self, job: str, record: Job, prepared: Prepared) -> None:
         """Let the job stay at its commit, and know what it is about, whoever goes on with it."""
-        items = sum(map(len, prepared.items))
-        size = sum(item.size for split in prepared.items for item in split)
+        splits = prepared.items or [manifest.items for manifest in prepared.manifests]
+        items, size = sum(map(len, splits)), sum(sum(sizes_of(items)) for items in splits)
         record.value = {**record.value, "commit": prepared.repo.revision, "items": items, "bytes": size}
         self._note(job, record)
 

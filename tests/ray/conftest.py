@@ -76,12 +76,21 @@ class Nodes:
         """HF_HOME of all nodes: they are on one machine."""
         return self.scratch / "hf"
 
+    @property
+    def failpoints(self) -> Path:
+        """Where the processes of all nodes look whether they have to die; see `crucible.failpoints`."""
+        return self.scratch / "failpoints"
+
     def start(self, home: Path, cpus: int = 1) -> None:
         """One raylet. Neither the autoscaler's monitor nor the one that forwards logs, which nobody here asks."""
         with starting(self.scratch):
             node = self.cluster.add_node(
                 num_cpus=cpus,
-                env_vars={**self.environment, "CRUCIBLE_HOME": str(home)},
+                env_vars={
+                    **self.environment,
+                    "CRUCIBLE_HOME": str(home),
+                    "CRUCIBLE_FAILPOINTS": str(self.failpoints),
+                },
                 include_dashboard=False,
                 include_log_monitor=False,
                 no_monitor=True,
