@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import logging
 import math
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import ray as untyped_ray
@@ -24,6 +21,7 @@ from crucible.cache.store import Store
 from crucible.cluster.catalog import Catalog
 from crucible.cluster.executor import alive_nodes, reason_of
 from crucible.cluster.flights import Flights
+from crucible.cluster.greeting import heard, hello, own_sample
 from crucible.cluster.keys import Keys
 from crucible.cluster.prepare import Prepared, remember
 from crucible.cluster.skew import Clock, Verdict, judge
@@ -247,6 +245,15 @@ class Agents:
         with self._lock:
             return tuple(f"node {node[:12]}: {why}" for node, one in self._verdicts.items() for why in one.reasons)
 
+    def notes_of(self, node: NodeId) -> list[str]:
+        """What is wrong with the versions or the clock of a node."""
+        return list(self._verdicts.get(node, Verdict()).reasons)
+
+    def refused(self) -> dict[NodeId, str]:
+        """Nodes that are left out, and why."""
+        with self._lock:
+            return {node: str(one.refused) for node, one in self._verdicts.items() if one.refused is not None}
+
     def _forget(self, node: NodeId) -> None:
         self._agents.pop(node, None)
         if (verdict := self._verdicts.get(node)) is not None and verdict.refused is None:
@@ -266,20 +273,6 @@ class Agents:
             memory=1,  # see `start_coordinator`
             scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
         ).remote("127.0.0.1" if self._embedded else host)
-
-    def statuses(self) -> list[dict[str, object]]:
-        """One entry a node: its agent's status, or why there is none."""
-        self.ensure()
-        asked = [(node, agent.status.remote()) for node, (agent, _) in sorted(self._agents.items())]
-        found = []
-        for node, reply in asked:
-            try:
-                notes = self._verdicts.get(node, Verdict()).reasons
-                found.append({**ray.get(reply, timeout=CALL_TIMEOUT_S), "alive": True, "notes": notes})
-            except ray.exceptions.RayError as error:
-                found.append({"node": node, "alive": False, "problem": reason_of(error)})
-        refused = {node: one.refused for node, one in self._verdicts.items() if one.refused is not None}
-        return found + [{"node": node, "alive": False, "problem": f"refused: {why}"} for node, why in refused.items()]
 
     def handles(self) -> dict[NodeId, Any]:
         """The agents that there are; every call to one says this coordinator's epoch."""
@@ -379,32 +372,6 @@ class Agents:
             agents = [agent for agent, _ in self._agents.values()]
         calls = [agent.keep.remote(data, prepared.revisions, dict(prepared.survey)) for agent in agents]
         ray.wait(calls, num_returns=len(calls), timeout=AGENT_TIMEOUT_S)
-
-
-def hello(agent: Any) -> Any:
-    """Ask an agent who it is; None where it is of a version that cannot say."""
-    ask = getattr(agent, "hello", None)
-    return None if ask is None else ask.remote()
-
-
-def heard(reply: Any, wait_s: float) -> Mapping[str, Any]:
-    """What it said; nothing from one that cannot say. Raises a RayError."""
-    try:
-        told = {} if reply is None else ray.get(reply, timeout=wait_s)
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, AttributeError):
-            return {}
-        raise
-    return told if isinstance(told, Mapping) else {}
-
-
-@cache
-def own_sample() -> str:
-    """What this process makes of the sample that nodes with another pyarrow are asked to convert."""
-    from crucible.workers.sample import sample_digest
-
-    with tempfile.TemporaryDirectory() as folder:
-        return sample_digest(Path(folder))
 
 
 def agent_name(node: NodeId) -> str:

@@ -20,12 +20,16 @@ import ray as untyped_ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from crucible.cache.store import Store
+from crucible.cluster.admin import Admin
 from crucible.cluster.agents import RETRY_S, Agents
+from crucible.cluster.care import Care
 from crucible.cluster.executor import reason_of
 from crucible.cluster.jobs import Job, Jobs
 from crucible.cluster.journal import ENDED, notes
 from crucible.cluster.keys import Keys
+from crucible.cluster.known import Orders
 from crucible.cluster.logbook import Logbook
+from crucible.cluster.prepare import Prepared
 from crucible.cluster.readers import Answer
 from crucible.cluster.remembered import (
     accepted,
@@ -44,6 +48,7 @@ from crucible.cluster.turns import Turn, take_epoch
 from crucible.config import node_settings
 from crucible.errors import ClusterError, CrucibleError, JobUnknown, StaleCoordinator, StoreError
 from crucible.failpoints import reach
+from crucible.manifest import manifest_from_json
 from crucible.refs import DataRequest, NodeId, ShardInfo
 from crucible.report import JobReport, Progress
 from crucible.workers.secret import News, take_token
@@ -85,8 +90,10 @@ class CoordinatorCore:
         self._logbook.begin(epoch)
         reach("coordinator.claimed")
         self._agents = Agents(self._store, Turn(epoch), self._learn, self._keys, embedded=embedded)
-        self._runner = Runner(self._store, self._agents, self._note)
         self._jobs = Jobs()
+        self._care = Care(self._store, self._agents, Orders(self._logbook, self._tell), epoch.cluster, node_settings())
+        self._admin = Admin(self._care)
+        self._runner = Runner(self._store, self._agents, self._note, self._care.kept)
         self._known = threading.Event()
         """Set once the agents were asked what they were told, and what had not ended goes on."""
         threading.Thread(target=self._watch, name="watch", daemon=True).start()
@@ -138,9 +145,25 @@ class CoordinatorCore:
         """shard key -> urls of agents that hold it."""
         return self._agents.locate(keys)
 
-    def nodes(self) -> list[dict[str, object]]:
+    def nodes(self) -> list[dict[str, Any]]:
         """One entry a node: its agent's status, or why there is none."""
-        return self._agents.statuses()
+        return self._admin.nodes()
+
+    def may_drop(self, node: NodeId, keys: Sequence[str]) -> list[str]:
+        """Those of `keys` that the node may remove from its store: see `promises`. It has two minutes to do so."""
+        return self._care.may_drop(node, keys)
+
+    def care(self, what: str, *arguments: Any, **named: Any) -> Any:
+        """Do or tell what the upkeep of the cluster needs: a method of `Care` or `Admin`."""
+        self._agents.turn.check()
+        return self._admin.do(what, *arguments, **named)
+
+    def adopt(self, request: DataRequest, survey: dict[str, Any], manifests: Sequence[bytes]) -> None:
+        """Let every node know what an import brought into the store of one of them."""
+        made = tuple(manifest_from_json(data) for data in manifests)
+        self._agents.ensure()
+        self._agents.share(Prepared(request, made[0].repo, made[0].config, (), (), made, survey), made)
+        self._agents.rebuild()
 
     def registered(self, node: NodeId, url: str) -> None:
         """An agent has started, maybe again: on another port."""
@@ -280,6 +303,7 @@ class CoordinatorCore:
                     reach("coordinator.recovering")
                     self._resume()
                     self._known.set()
+                self._care.look(alone=self._embedded)
             except StaleCoordinator as error:
                 log.warning("%s", error)
             except Exception:  # whatever it is: nobody else would notice what comes and goes

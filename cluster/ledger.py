@@ -13,6 +13,7 @@ from typing import Any
 
 from crucible.cluster.upkeep import Wanted
 from crucible.manifest import Manifest
+from crucible.refs import RepoRef
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +49,7 @@ class Entry:
 
     manifest: str
     """Its id."""
-    repo: str
-    commit: str
+    ref: RepoRef
     config: str
     split: str
     rows: int
@@ -57,6 +57,8 @@ class Entry:
     """Bytes of all shards."""
     partial: bool
     keys: Sequence[bytes]
+    counts: Sequence[int]
+    """Rows of each shard."""
     sizes: Sequence[int]
     items: Sequence[int]
     """Of each shard the number of its recipe in the manifest."""
@@ -65,17 +67,25 @@ class Entry:
     def of(cls, manifest: Manifest) -> Entry:
         return cls(
             manifest.id,
-            manifest.repo.repo_id,
-            manifest.repo.revision,
+            manifest.repo,
             manifest.config,
             manifest.split,
             manifest.rows,
             manifest.size,
             manifest.partial,
             [bytes.fromhex(shard.key) for shard in manifest.shards],
+            array("Q", [shard.rows for shard in manifest.shards]),
             array("Q", [shard.size for shard in manifest.shards]),
             array("L", [shard.item for shard in manifest.shards]),
         )
+
+    @property
+    def repo(self) -> str:
+        return self.ref.repo_id
+
+    @property
+    def commit(self) -> str:
+        return self.ref.revision
 
     def facts(self) -> dict[str, Any]:
         """What a person is shown of it, beside who holds it."""
@@ -163,6 +173,11 @@ class Ledger:
         """The shards of these manifests, or of all, each once, for `upkeep`."""
         entries = [entry for name, entry in self._entries.items() if ids is None or name in ids]
         return Shards(entries, {entry.manifest: self.replicas(entry.manifest) for entry in entries})
+
+    def keys_of(self, ids: Collection[str]) -> list[str]:
+        """Keys of the shards of these manifests, each once, in order; of those that were given up as well."""
+        several = (key for name, entry in self._entries.items() if name in ids for key in entry.keys)
+        return [key.hex() for key in dict.fromkeys(several)]
 
     def with_keys(self, keys: Collection[str]) -> dict[str, str]:
         """key -> a manifest that has it, of those keys that some manifest has that was not given up."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from crucible.cache.store import Store
@@ -20,6 +20,7 @@ from crucible.cluster.remembered import with_progress
 from crucible.config import Settings
 from crucible.errors import RepoError, StaleCoordinator, TokenForgotten
 from crucible.failpoints import reach
+from crucible.manifest import Manifest
 from crucible.refs import DataRequest
 from crucible.report import Progress, Tally
 from crucible.workers.governing import cluster_governor
@@ -29,11 +30,20 @@ from crucible.workers.tasks import JobOptions
 class Runner:
     """Runs jobs over the agents of a cluster. `store` is this node's; `note` keeps what is in a job's `value`.
 
+    `kept` is told what is to be held from now on: the manifests of a job that ended well, by how many nodes, and by
+    which job with which options.
+
     Concurrency: a call a job, each in a thread of its own.
     """
 
-    def __init__(self, store: Store, agents: Agents, note: Callable[[str, Job], None]) -> None:
-        self._store, self._agents, self._note = store, agents, note
+    def __init__(
+        self,
+        store: Store,
+        agents: Agents,
+        note: Callable[[str, Job], None],
+        kept: Callable[[Sequence[Manifest], int, JobOptions, str], None],
+    ) -> None:
+        self._store, self._agents, self._note, self._kept = store, agents, note, kept
 
     def run(
         self, job: str, record: Job, request: DataRequest, options: JobOptions, replicas: int, nodes: int | None
@@ -41,7 +51,7 @@ class Runner:
         """Fills in the record: its progress, then its report or the error that ended it. Raises nothing."""
         began = time.monotonic()
         try:
-            settings = replace(options.on_this_node(), token=record.token)
+            settings = replace(options.on_this_node(), token=record.await_token())
             governor = record.governor = cluster_governor(settings)
             tally = Tally()
             commit = str(record.value["commit"])
@@ -53,6 +63,7 @@ class Runner:
             self._agents.rebuild()
             if prepared.cached and self._agents.all_held(prepared.manifests, replicas):
                 self._agents.share(prepared, prepared.manifests)
+                self._kept(prepared.manifests, replicas, options, job)
                 record.readers.finish(prepared.manifests)
                 report = cached_report(job, prepared, tally.counts, time.monotonic() - began)
                 record.report = replace(report, notes=self._agents.notes())
@@ -84,6 +95,7 @@ class Runner:
             )
             reach("job.sharing")
             self._agents.share(prepared, manifests)
+            self._kept(manifests, replicas, options, job)
             reach("job.shared")
             record.readers.finish(manifests)
             record.report = replace(report, notes=self._agents.notes())

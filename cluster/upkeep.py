@@ -38,6 +38,8 @@ class Place:
     rack: str = ""
     drained: bool = False
     """What it holds can be read and copied, and is counted as gone; nothing new comes to it."""
+    makes: bool = True
+    """It can make lost shards again, with the bytes that they had."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +124,7 @@ def repair(
     if lost:
         planner.remake(lost, shards, holders)
     planner.copies.sort(key=lambda copy: copy.living)  # stable: as the shards come, which is as they are read
-    return Plan(tuple(planner.remakes), tuple(planner.copies), tuple(planner.drops))
+    return Plan(tuple(planner.remakes), tuple(planner.copies), tuple(planner.drops), tuple(planner.hopeless))
 
 
 @dataclass
@@ -135,6 +137,7 @@ class _Planner:
     remakes: list[Remake] = field(default_factory=list)
     copies: list[Copy] = field(default_factory=list)
     drops: list[Drop] = field(default_factory=list)
+    hopeless: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.most_racks = len(self._racks_of(self.ring.shares))
@@ -176,6 +179,10 @@ class _Planner:
 
         Making an item again gives all its shards, so the neighbours of a lost one are looked at anew.
         """
+        makers = {node for node in self.ring.shares if self.nodes[node].makes}
+        if not makers:
+            self.hopeless += [one.key for many in lost.values() for one in many]
+            return
         family: dict[object, list[Wanted]] = defaultdict(list)
         for one in shards:
             if one.item in lost:
@@ -186,10 +193,10 @@ class _Planner:
         for item, members in family.items():
             held: dict[NodeId, int] = defaultdict(int)
             for one in members:
-                for node in holders(one.key) & self.ring.shares.keys():
+                for node in holders(one.key) & makers:
                     held[node] += 1
             most = max(held.values(), default=0)
-            node = next(n for n in self.ring.walk(members[0].key) if held.get(n, 0) == most)
+            node = next(n for n in self.ring.walk(members[0].key) if n in makers and held.get(n, 0) == most)
             gone = lost[item]
             self.remakes.append(Remake(item, node, tuple(one.key for one in gone), sum(one.size for one in gone)))
             for one in members:

@@ -20,6 +20,7 @@ from crucible.manifest import manifest_from_json
 from crucible.refs import NodeId, RepoRef
 from crucible.versions import versions_here
 from crucible.workers.asking import request_from_json
+from crucible.workers.caring import Caring
 from crucible.workers.evict import Alone, Neighbours
 from crucible.workers.fencing import FOLDER, Epoch, Fence
 from crucible.workers.keeping import Keeping
@@ -39,7 +40,7 @@ TOLD = f"{FOLDER}/told"
 """What the coordinator must not forget, should it come up on this node; see `cluster.journal`."""
 
 
-class AgentCore(Keeping):
+class AgentCore(Caring, Keeping):
     """Serves this node's store. Everything it knows is on disk or with the coordinator, so it restarts without loss.
 
     `host` is the address it listens on: the node's own, which is the loopback address in an embedded cluster.

@@ -1,0 +1,259 @@
+"""The upkeep of a cluster: replicas are repaired, nodes drained, shares moved; by itself after a loss, or when asked.
+
+Plans are `upkeep`'s, made from what the stores hold and never kept; `operation` performs them over `hands`.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+from crucible.cache.store import Store
+from crucible.cluster.agents import Agents
+from crucible.cluster.known import Known, Notes
+from crucible.cluster.ledger import EVERYTHING, Choice
+from crucible.cluster.operation import Operation, Recipe, perform
+from crucible.cluster.promises import Promises
+from crucible.cluster.upkeep import Plan
+from crucible.config import Settings
+from crucible.errors import ClusterError, UsageError
+from crucible.refs import NodeId, ShardInfo
+
+log = logging.getLogger("crucible.care")
+
+ROUNDS = 4
+"""Plans that one operation performs at most: a copy may fail because its source died, and the next plan knows."""
+RETRY_MOST_S = 3600.0
+"""Between two tries of a repair that nobody asked for and that did not succeed."""
+REMEMBERED = 32
+"""Operations that have ended and can still be asked about."""
+
+
+class Care(Known):
+    """One cluster's upkeep. `cluster` is Ray's name for it, `store` this node's.
+
+    Concurrency: any method from any thread.
+    """
+
+    def __init__(self, store: Store, agents: Agents, notes: Notes, cluster: str, settings: Settings) -> None:
+        super().__init__(store, agents, notes, cluster, settings)
+        self._working = threading.Lock()
+        """Held by the operation that is at work: one at a time."""
+        self._operations: dict[str, Operation] = {}
+        self._promises = Promises()
+        self._seen: set[NodeId] | None = None
+        self._lost_at: float | None = None
+        """`time.monotonic()` when a node was lost for which nothing was done yet."""
+        self._wait_s = 0.0
+        """How long the next try waits beyond the usual, after one that did not succeed."""
+
+    # --- what happens by itself
+
+    @property
+    def repair_after_s(self) -> float | None:
+        """Seconds after a loss until a repair begins by itself; None: never. A person's order, else the setting."""
+        order = self._notes.notes("upkeep").get("repair_after")
+        return self._settings.repair_after_s if order is None else order["seconds"]
+
+    def set_repair_after(self, seconds: float | None) -> None:
+        self._notes.note("upkeep", "repair_after", {"seconds": seconds})
+
+    def look(self, *, alone: bool) -> None:
+        """Notice what came and went since the last look; begin a repair when the time has come. Called every second.
+
+        A node that comes tells what it has and is told what is so. `alone`: there is one node, and nothing to repair.
+        """
+        nodes = set(self.agents.handles())
+        if self._seen is None:  # those of before us may have lost nodes, and had no time to do anything
+            self._lost_at = time.monotonic()
+            self._forget_others()
+        elif self._seen - nodes:
+            self._lost_at, self._wait_s = time.monotonic(), 0.0
+        if nodes - (self._seen or set()):
+            self.learn()
+            for manifest_id, note in self.pins().items():
+                self.ask("pin", [manifest_id], note, nodes=nodes - (self._seen or set()))
+        self._seen = nodes
+        self.agents.drained = self.drained
+        after = self.repair_after_s
+        if alone or self._lost_at is None or after is None:
+            return
+        if time.monotonic() >= self._lost_at + after + self._wait_s:
+            self._lost_at = None
+            self._repair_by_itself()
+
+    def _forget_others(self) -> None:
+        """Orders about nodes of a Ray cluster that is gone: its nodes have other names now."""
+        for node, told in self._notes.notes("drain").items():
+            if told.get("cluster") != self._cluster:
+                self._notes.note("drain", node, None)
+
+    def _repair_by_itself(self) -> None:
+        """Make up for what was lost of the jobs of this cluster. What an earlier one had is left to whoever asks."""
+        with self._lock:
+            orders = dict(self.ledger.orders)
+        ids = [key for key, order in orders.items() if order.cluster == self._cluster and order.replicas]
+
+        def plan() -> Plan:
+            return self.plan_repair(ids, trim=False, on_purpose=False)
+
+        if not ids or not plan():
+            self._wait_s = 0.0
+            return
+        operation = Operation("repair")
+        log.warning("%s: a node was lost; bringing back what it held", operation.name)
+        self._start(operation, plan, after=self._try_again)
+
+    def _try_again(self, operation: Operation) -> None:
+        if operation.left and not operation.cancelled.is_set():
+            self._wait_s = min(RETRY_MOST_S, 2 * self._wait_s + 10.0)
+            self._lost_at = time.monotonic()
+
+    def may_drop(self, node: NodeId, keys: Collection[str]) -> list[str]:
+        """Those of `keys` that the node may remove; see `promises`."""
+        drained = self.drained
+        staying = {one for one in self.agents.handles() if one not in drained}
+        catalog, now = self.agents.catalog, time.monotonic()
+        last = [key for key in keys if not catalog.holders(key) & staying - {node}]
+        again = self.sources_of(last) if last else set()
+        with self._lock:
+            # asked for once more under the lock: what only sources vouch for may have no other copy by now
+            allowed = self._promises.ask(node, keys, catalog.holders, staying, again.__contains__, now)
+            self._let_go.update(again.intersection(allowed))
+        self.agents.dropped(node, allowed)
+        return allowed
+
+    # --- operations
+
+    def start_repair(
+        self, choice: Choice = EVERYTHING, *, trim: bool = False, replicas: int | None = None
+    ) -> dict[str, Any]:
+        """Begin a repair; `operation` tells how far it is."""
+        self.ready()
+        ids = self.want(choice, replicas) if replicas is not None else self.meant(choice) if choice else None
+        return self._start(Operation("repair"), lambda: self.plan_repair(ids, trim=trim))
+
+    def start_rebalance(self) -> dict[str, Any]:
+        self.ready()
+        return self._start(Operation("rebalance"), self.plan_rebalance)
+
+    def start_drain(self, nodes: Sequence[str], grace_s: float | None = None) -> dict[str, Any]:
+        """Give nodes no new work, and copy what only they hold, last copies first. They go on serving."""
+        self.ready()
+        leaving = [self.node_of(name) for name in nodes]
+        for node in leaving:
+            self._notes.note("drain", node, {"cluster": self._cluster, "since": time.time()})
+        self.agents.drained = self.drained
+        deadline = None if grace_s is None else time.monotonic() + grace_s
+        return self._start(Operation("drain", deadline=deadline), lambda: self.plan_drain(leaving))
+
+    def undrain(self, nodes: Sequence[str]) -> list[str]:
+        """Let nodes have work again. Those that were drained."""
+        orders = self._notes.notes("drain")
+        found = [node for name in nodes if (node := self.node_of(name)) in orders]
+        for node in found:
+            self._notes.note("drain", node, None)
+        self.agents.drained = self.drained
+        return list(found)
+
+    def preview(self, kind: str, choice: Choice = EVERYTHING, **asked: Any) -> dict[str, Any]:
+        """What an operation would do: the figures of its plan, and the first of its steps."""
+        self.ready()
+        match kind:
+            case "repair":
+                ids = self.meant(choice) if choice else None
+                plan = self.plan_repair(ids, trim=bool(asked.get("trim")))
+            case "rebalance":
+                plan = self.plan_rebalance()
+            case "drain":
+                plan = self.plan_drain([self.node_of(name) for name in asked["nodes"]])
+            case _:
+                raise UsageError(f"{kind!r} is not an operation")
+        operation = Operation(kind, phase="planned", left=_left(plan))
+        operation.planned(plan)
+        return operation.told()
+
+    def operation(self, name: str, wait_s: float = 0.0) -> dict[str, Any]:
+        """How far an operation is; after `wait_s` seconds, or when it has ended."""
+        with self._lock:
+            found = self._operations.get(name)
+        if found is None:
+            raise ClusterError(f"no operation {name!r}: its coordinator is gone; give the command again to go on")
+        found.ended.wait(wait_s)
+        return found.told()
+
+    def operations(self) -> list[dict[str, Any]]:
+        """Those that run and the last that ended, oldest first."""
+        with self._lock:
+            return [one.told() for one in self._operations.values()]
+
+    def cancel(self, name: str) -> None:
+        """Start nothing new of an operation. What is done stays done."""
+        with self._lock:
+            if (found := self._operations.get(name)) is not None:
+                found.cancelled.set()
+
+    def _start(
+        self, operation: Operation, plan: Callable[[], Plan], after: Callable[[Operation], None] = lambda _: None
+    ) -> dict[str, Any]:
+        with self._lock:
+            self._operations[operation.name] = operation
+            ended = [name for name, one in self._operations.items() if one.ended.is_set()]
+            for name in ended[:-REMEMBERED]:
+                del self._operations[name]
+        threading.Thread(target=self._run, args=(operation, plan, after), name=operation.name, daemon=True).start()
+        return operation.told()
+
+    def _run(self, operation: Operation, make_plan: Callable[[], Plan], after: Callable[[Operation], None]) -> None:
+        try:
+            with self._working:
+                for _ in range(ROUNDS):
+                    operation.phase = "plans"
+                    plan = make_plan()
+                    operation.planned(plan)
+                    if not plan or operation.stopped:
+                        break
+                    before = (operation.copied, operation.remade, operation.dropped)
+                    shards, recipes = self._details(plan)
+                    perform(plan, operation, self._hands, shards, recipes, self._settings.inflight_bytes)
+                    if before == (operation.copied, operation.remade, operation.dropped):
+                        break
+                operation.left = _left(make_plan())
+            operation.phase = "cancelled" if operation.cancelled.is_set() else "done"
+        except Exception as error:  # noqa: BLE001 - whatever ends it must reach the one who waits for it
+            log.warning("%s: %s: %s", operation.name, type(error).__name__, error)
+            operation.went_wrong(str(error) or type(error).__name__, 0)
+            operation.phase = "failed"
+        finally:
+            operation.seconds = time.monotonic() - operation.began
+            operation.ended.set()
+            after(operation)
+
+    def _details(self, plan: Plan) -> tuple[dict[str, ShardInfo], dict[object, Recipe]]:
+        """The shards and recipes that a plan needs, from their manifests: each is read once."""
+        wanted = {copy.key for copy in plan.copies} | {key for one in plan.remakes for key in one.keys}
+        with self._lock:
+            homes = self.ledger.with_keys(wanted)
+        items = {one.item for one in plan.remakes}
+        shards: dict[str, ShardInfo] = {}
+        recipes: dict[object, Recipe] = {}
+        for manifest_id in {*homes.values(), *(str(item[0]) for item in items if isinstance(item, tuple))}:
+            manifest = self._store.get_manifest(manifest_id)
+            shards.update({shard.key: shard for shard in manifest.shards if homes.get(shard.key) == manifest_id})
+            promised: dict[int, dict[str, str]] = {}
+            for shard in manifest.shards:
+                if (manifest_id, shard.item) in items:
+                    promised.setdefault(shard.item, {})[shard.key] = shard.digest
+            order = self.ledger.order(manifest_id)
+            for number, digests in promised.items():
+                recipes[manifest_id, number] = Recipe(manifest.items[number], order, digests)
+        return shards, recipes
+
+
+def _left(plan: Plan) -> int:
+    """Shards that are not held as they should be."""
+    lost = {key for one in plan.remakes for key in one.keys}
+    return len(lost | {copy.key for copy in plan.copies} | set(plan.hopeless))

@@ -1,0 +1,39 @@
+"""Ask an agent who it is, of whatever version it may be; and what this process makes of the sample to compare with."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import ray as untyped_ray
+
+ray: Any = untyped_ray  # its annotations know neither `exceptions` nor what a remote call returns
+
+
+def hello(agent: Any) -> Any:
+    """Ask an agent who it is; None where it is of a version that cannot say."""
+    ask = getattr(agent, "hello", None)
+    return None if ask is None else ask.remote()
+
+
+def heard(reply: Any, wait_s: float) -> Mapping[str, Any]:
+    """What it said; nothing from one that cannot say. Raises a RayError."""
+    try:
+        told = {} if reply is None else ray.get(reply, timeout=wait_s)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, AttributeError):
+            return {}
+        raise
+    return told if isinstance(told, Mapping) else {}
+
+
+@cache
+def own_sample() -> str:
+    """What this process makes of the sample that nodes with another pyarrow are asked to convert."""
+    from crucible.workers.sample import sample_digest
+
+    with tempfile.TemporaryDirectory() as folder:
+        return sample_digest(Path(folder))

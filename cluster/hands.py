@@ -1,0 +1,139 @@
+"""What performs upkeep: Ray tasks on the nodes and calls to their agents. No decision."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any, TypeVar, cast
+
+import ray as untyped_ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from crucible.cluster.agents import Agents
+from crucible.cluster.executor import reason_of
+from crucible.cluster.operation import Recipe
+from crucible.cluster.remembered import options_of
+from crucible.config import Settings
+from crucible.refs import NodeId, ShardInfo
+from crucible.report import Counts, ItemResult
+from crucible.workers.replicas import copy_shards_task
+from crucible.workers.tasks import JobOptions, run_item_task
+
+ray: Any = untyped_ray  # its annotations know neither `exceptions` nor what a remote call returns
+T = TypeVar("T")
+ASK_S = 10.0
+
+
+class RayHands:
+    """See `operation.Hands`. Concurrency: any method from any thread."""
+
+    def __init__(self, agents: Agents, settings: Settings) -> None:
+        self._agents, self._settings = agents, settings
+
+    def reached(self) -> Collection[NodeId]:
+        return self._agents.handles().keys()
+
+    def copy(self, node: NodeId, shards: Sequence[ShardInfo]) -> Future[dict[str, str]]:
+        there = NodeAffinitySchedulingStrategy(node, soft=False)
+        own = self._agents.agent_url(node)
+        urls = self._agents.locate([shard.key for shard in shards])
+        wanted = [(shard, tuple(url for url in urls[shard.key] if url != own)) for shard in shards]
+        call = copy_shards_task.options(scheduling_strategy=there, name=f"copy {len(wanted)} shards")
+        options = self._options(JobOptions.of(self._settings))
+
+        def landed(result: tuple[dict[str, str], Counts]) -> dict[str, str]:
+            problems = result[0]
+            self._agents.landed(node, {shard.key: shard.size for shard in shards if shard.key not in problems})
+            return problems
+
+        return _then(call.remote(wanted, options).future(), landed)
+
+    def remake(self, node: NodeId, recipe: Recipe) -> Future[dict[str, str]]:
+        there = NodeAffinitySchedulingStrategy(node, soft=False)
+        order = recipe.order
+        told = {"options": dict(order.options or {})}
+        options = self._options(replace(options_of(told, self._settings), pyarrow=self._agents.writers()))
+        call = run_item_task.options(scheduling_strategy=there, name=f"again {recipe.item.index}")
+
+        def landed(result: ItemResult) -> dict[str, str]:
+            made = {shard.key: shard for shard in result.shards}
+            wrong = [key for key, digest in recipe.promised.items() if key not in made or made[key].digest != digest]
+            good = {key: shard.size for key, shard in made.items() if key not in wrong}
+            self._agents.landed(result.node, good, None if wrong else result.key)
+            if spoilt := [key for key in wrong if key in made]:
+                self.ask("set_aside", spoilt, nodes=[result.node])
+            return dict.fromkeys(wrong, "made again it has other bytes (another pyarrow than the one that made it?)")
+
+        return _then(call.remote(recipe.item, options, order.job).future(), landed)
+
+    def drop(self, node: NodeId, keys: Sequence[str]) -> Future[dict[str, str]]:
+        agent = self._agents.handles()[node]
+
+        def dropped(freed: Mapping[str, int]) -> dict[str, str]:
+            self._agents.dropped(node, list(freed))
+            return {key: "" for key in keys if key not in freed}
+
+        return _then(agent.evict.remote(list(keys), 0, False).future(), dropped)
+
+    def ask(
+        self, method: str, *arguments: Any, nodes: Collection[NodeId] | None = None, wait_s: float = ASK_S
+    ) -> tuple[dict[NodeId, Any], dict[NodeId, str]]:
+        """Ask the agents of `nodes`, or all, at once: (answers, why there is none). Waits `wait_s` for all together."""
+        there = self._agents.handles()
+        asked = {
+            node: getattr(agent, method).remote(*arguments)
+            for node, agent in there.items()
+            if nodes is None or node in nodes
+        }
+        deadline = time.monotonic() + wait_s
+        answers: dict[NodeId, Any] = {}
+        problems: dict[NodeId, str] = {}
+        for node, reply in asked.items():
+            try:
+                answers[node] = ray.get(reply, timeout=max(0.0, deadline - time.monotonic()))
+            except ray.exceptions.GetTimeoutError:
+                problems[node] = f"no answer within {wait_s:.0f} s"
+            except ray.exceptions.RayError as error:
+                problems[node] = reason_of(cast("Any", error).cause) if hasattr(error, "cause") else reason_of(error)
+        return answers, problems
+
+    def _options(self, options: JobOptions) -> JobOptions:
+        return replace(options, epoch=self._agents.turn.epoch)
+
+
+def _then(future: Any, do: Callable[[Any], T]) -> Future[T]:
+    """What `do` makes of what a Ray call gives; its own error where the task raised one of ours."""
+    made: Future[T] = Future()
+
+    def done(ended: Future[Any]) -> None:
+        error = ended.exception()
+        try:
+            if isinstance(error, ray.exceptions.RayTaskError):
+                raise cast("Any", error).cause
+            made.set_result(do(ended.result()))
+        except BaseException as problem:  # noqa: BLE001 - told to whoever asks for the result
+            made.set_exception(problem)
+
+    future.add_done_callback(done)
+    return made
+
+
+def labels(name: str) -> dict[NodeId, str]:
+    """node -> the value of a Ray label (`ray start --labels`), of those that have it."""
+    return {
+        NodeId(node["NodeID"]): str(value)
+        for node in ray.nodes()
+        if node["Alive"] and (value := (node.get("Labels") or {}).get(name))
+    }
+
+
+def draining_nodes() -> set[NodeId]:
+    """Nodes that Ray itself is about to take away: its own drain, or the preemption of a machine."""
+    with suppress(Exception):  # no public call tells it; without it, nobody knows
+        from ray._private.state import state
+
+        return {NodeId(node) for node in state.get_draining_nodes()}
+    return set()

@@ -1,0 +1,244 @@
+"""Perform a plan of `upkeep`: bounded in bytes and in tasks a node, with progress, to be cancelled at any time. No Ray.
+
+What is done is in the stores, so an operation that dies is not gone on with: the next plan has what is left.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from crucible.cluster.ledger import Order
+from crucible.cluster.upkeep import Plan
+from crucible.errors import CrucibleError
+from crucible.refs import NodeId, ShardInfo, WorkItem
+
+TICK_S = 0.5
+SLOTS = 2
+"""Tasks that a node is given at a time: one moves bytes while the other begins."""
+BATCH_BYTES = 64 << 20
+BATCH_SHARDS = 64
+PROBLEMS_KEPT = 20
+"""That an operation tells; it counts all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What makes lost shards again, and what they must turn out to be."""
+
+    item: WorkItem
+    order: Order
+    promised: Mapping[str, str]
+    """Digests by key."""
+
+
+class Hands(Protocol):
+    """What does the work. Each future gives key -> what was wrong, for the shards that went wrong."""
+
+    def reached(self) -> Collection[NodeId]:
+        """The nodes that there are now."""
+        ...
+
+    def copy(self, node: NodeId, shards: Sequence[ShardInfo]) -> Future[dict[str, str]]: ...
+
+    def remake(self, node: NodeId, recipe: Recipe) -> Future[dict[str, str]]: ...
+
+    def drop(self, node: NodeId, keys: Sequence[str]) -> Future[dict[str, str]]:
+        """A copy that is pinned, in use or needed after all stays: it is told of with an empty text."""
+        ...
+
+
+@dataclass
+class Operation:
+    """One repair, rebalance or drain, as others see it: written by its thread, read by whoever asks."""
+
+    kind: str
+    name: str = ""
+    deadline: float | None = None
+    """`time.monotonic()` after which nothing is waited for."""
+    phase: str = "waits"
+    """Then `plans`, `works`, and at the end `done`, `cancelled`, or `failed`."""
+    remakes: int = 0
+    remade: int = 0
+    copies: int = 0
+    copied: int = 0
+    drops: int = 0
+    dropped: int = 0
+    bytes: int = 0
+    bytes_done: int = 0
+    problems: list[str] = field(default_factory=list)
+    """The first of them."""
+    wrong: int = 0
+    """How many shards could not be copied, made again or dropped."""
+    left: int = 0
+    """Shards that are still not held as they should be."""
+    cancelled: threading.Event = field(default_factory=threading.Event)
+    ended: threading.Event = field(default_factory=threading.Event)
+    began: float = field(default_factory=time.monotonic)
+    seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.name = self.name or f"{self.kind}-{secrets.token_hex(3)}"
+
+    @property
+    def stopped(self) -> bool:
+        """True when nothing new should be started."""
+        return self.cancelled.is_set() or (self.deadline is not None and time.monotonic() >= self.deadline)
+
+    def planned(self, plan: Plan) -> None:
+        """What is to be done, on top of what was."""
+        self.remakes = self.remade + sum(len(one.keys) for one in plan.remakes)
+        self.copies = self.copied + len(plan.copies)
+        self.drops = self.dropped + len(plan.drops)
+        self.bytes = self.bytes_done + plan.bytes
+
+    def went_wrong(self, what: str, shards: int = 1) -> None:
+        self.wrong += shards
+        if len(self.problems) < PROBLEMS_KEPT and what not in self.problems:
+            self.problems.append(what)
+
+    def told(self) -> dict[str, Any]:
+        """Plain values, the same keys always."""
+        seconds = self.seconds if self.ended.is_set() else time.monotonic() - self.began
+        names = ("kind", "phase", "remakes", "remade", "copies", "copied", "drops", "dropped", "bytes", "bytes_done")
+        told = {"operation": self.name, **{name: getattr(self, name) for name in names}}
+        return {**told, "wrong": self.wrong, "problems": list(self.problems), "left": self.left, "seconds": seconds}
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """Something that one node does in one go."""
+
+    node: NodeId
+    size: int
+    keys: tuple[str, ...]
+    start: Callable[[], Future[dict[str, str]]]
+    done: Callable[[int, int], None]
+    """Told of how many shards and bytes went well."""
+
+
+def perform(
+    plan: Plan,
+    operation: Operation,
+    hands: Hands,
+    shards: Mapping[str, ShardInfo],
+    recipes: Mapping[object, Recipe],
+    limit_bytes: int,
+) -> None:
+    """Do what the plan says, as far as it goes. `limit_bytes` may be in flight, unless one job alone has more.
+
+    `shards` knows all that are copied, `recipes` all that are made again; what is not in them is passed over.
+    """
+    operation.phase = "works"
+
+    def remade(count: int, size: int) -> None:
+        operation.remade += count
+        operation.bytes_done += size
+
+    def copied(count: int, size: int) -> None:
+        operation.copied += count
+        operation.bytes_done += size
+
+    def dropped(count: int, _: int) -> None:
+        operation.dropped += count
+
+    remakes = [
+        _Job(one.node, one.size, one.keys, lambda one=one, r=recipe: hands.remake(one.node, r), remade)  # type: ignore[misc]
+        for one in plan.remakes
+        if (recipe := recipes.get(one.item)) is not None
+    ]
+    _flow(remakes, operation, hands, limit_bytes)
+    _flow(_batches(plan, shards, hands, copied), operation, hands, limit_bytes)
+    _flow(_drops(plan, hands, dropped), operation, hands, limit_bytes)
+
+
+def _batches(
+    plan: Plan, shards: Mapping[str, ShardInfo], hands: Hands, copied: Callable[[int, int], None]
+) -> list[_Job]:
+    """The copies of each node in batches, in the order in which their first ones are due."""
+    jobs: list[tuple[int, _Job]] = []
+    open_: dict[NodeId, tuple[int, list[ShardInfo]]] = {}
+
+    def close(node: NodeId) -> None:
+        first, batch = open_.pop(node)
+        keys = tuple(shard.key for shard in batch)
+        size = sum(shard.size for shard in batch)
+        jobs.append((first, _Job(node, size, keys, lambda: hands.copy(node, batch), copied)))
+
+    for number, copy in enumerate(plan.copies):
+        if (shard := shards.get(copy.key)) is None:
+            continue
+        _, batch = open_.setdefault(copy.node, (number, []))
+        batch.append(shard)
+        if len(batch) >= BATCH_SHARDS or sum(one.size for one in batch) >= BATCH_BYTES:
+            close(copy.node)
+    for node in list(open_):
+        close(node)
+    return [job for _, job in sorted(jobs, key=lambda one: one[0])]
+
+
+def _drops(plan: Plan, hands: Hands, dropped: Callable[[int, int], None]) -> list[_Job]:
+    keys: dict[NodeId, list[str]] = {}
+    for drop in plan.drops:
+        keys.setdefault(drop.node, []).append(drop.key)
+    return [
+        _Job(node, 0, tuple(some), lambda node=node, some=some: hands.drop(node, some), dropped)  # type: ignore[misc]
+        for node, many in keys.items()
+        for some in (many[at : at + BATCH_SHARDS] for at in range(0, len(many), BATCH_SHARDS))
+    ]
+
+
+def _flow(jobs: Iterable[_Job], operation: Operation, hands: Hands, limit_bytes: int) -> None:
+    """Start the jobs as there is room, and hear how they end."""
+    waiting: dict[NodeId, deque[_Job]] = {}
+    for job in jobs:
+        waiting.setdefault(job.node, deque()).append(job)
+    running: dict[Future[dict[str, str]], _Job] = {}
+    busy: dict[NodeId, int] = dict.fromkeys(waiting, 0)
+    inflight = 0
+    while True:
+        reached = hands.reached() if waiting else ()
+        for node in [node for node in waiting if node not in reached]:
+            for job in waiting.pop(node):
+                operation.went_wrong(f"node {node[:12]} is gone", len(job.keys))
+        for node, queue in waiting.items():
+            while queue and busy[node] < SLOTS and not operation.stopped:
+                if running and inflight + queue[0].size > limit_bytes:
+                    break
+                job = queue.popleft()
+                running[job.start()] = job
+                busy[node] += 1
+                inflight += job.size
+        if not running and (operation.stopped or not any(waiting.values())):
+            return
+        ended, _ = wait(running, timeout=TICK_S, return_when=FIRST_COMPLETED)
+        for future in ended:
+            job = running.pop(future)
+            busy[job.node] -= 1
+            inflight -= job.size
+            _hear(job, future, operation)
+        if operation.deadline is not None and time.monotonic() >= operation.deadline:
+            return  # what runs may end by itself; nobody waits for it
+
+
+def _hear(job: _Job, future: Future[dict[str, str]], operation: Operation) -> None:
+    error = future.exception()
+    if error is not None:
+        text = str(error) if isinstance(error, CrucibleError) else _first_line(error)
+        operation.went_wrong(f"node {job.node[:12]}: {text}", len(job.keys))
+        return
+    problems = future.result()
+    for problem in filter(None, problems.values()):
+        operation.went_wrong(f"node {job.node[:12]}: {problem}")
+    good = len(job.keys) - len(problems)
+    job.done(good, job.size * good // max(1, len(job.keys)))
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -1,0 +1,140 @@
+"""Replicas on real raylets, each with its own store: a lost node is made up for, a node is emptied, a new one is filled."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import crucible
+from crucible.cache.store import Store
+from crucible.cluster.coordinator import reach_coordinator
+from crucible.cluster.ledger import Choice
+from crucible.hashing import shard_digest
+from crucible.workers.serve import read_address
+from tests.hubserver.faults import FaultyHub
+from tests.ray.jobs import chat_files, file_bytes
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+WAIT_S = 90
+
+
+def care(what: str, *arguments: Any, **named: Any) -> Any:
+    import ray
+
+    return ray.get(reach_coordinator(embedded=False).care.remote(what, *arguments, **named), timeout=WAIT_S)
+
+
+def ended(operation: Mapping[str, Any]) -> dict[str, Any]:
+    """The operation as it is at its end."""
+    told: dict[str, Any] = care("operation", operation["operation"], WAIT_S)
+    assert told["phase"] == "done", told
+    return told
+
+
+def copies(homes: list[Path], manifest: Any) -> list[int]:
+    """Of each shard how many of the stores hold it, with the right bytes."""
+    stores = [Store(home) for home in homes]
+    return [
+        sum(store.has_shard(shard) and shard_digest(store.shard_path(shard.key)) == shard.digest for store in stores)
+        for shard in manifest.shards
+    ]
+
+
+def until(true: Any, what: str) -> None:
+    deadline = time.monotonic() + WAIT_S
+    while not true():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.1)
+
+
+@contextmanager
+def repaired_after(seconds: float) -> Iterator[None]:
+    """The shared cluster's coordinator makes up for losses so soon, and as ever afterwards."""
+    before = care("summary")["repair_after"]
+    care("set_repair_after", seconds)
+    try:
+        yield
+    finally:
+        care("set_repair_after", before)
+
+
+def test_a_lost_node_is_made_up_for_without_being_asked(hub: FaultyHub, tmp_path: Path, start_nodes: Any) -> None:
+    hub.import_folder("org/chat", chat_files(tmp_path / "data", files=9, rows=2000))
+    nodes = start_nodes(3, hub.endpoint)
+    with repaired_after(0.2):
+        report = crucible.prefetch("org/chat", split="train", address=nodes.address, replicas=2)
+        manifest = Store(nodes.homes[0]).get_manifest(report.splits[0].manifest)
+        assert copies(nodes.homes, manifest) == [2] * 9
+        hub.clear_log()
+        nodes.kill_node(2)
+        until(lambda: copies(nodes.homes[:2], manifest) == [2] * 9, "the replicas of the lost node are back")
+        assert file_bytes(hub) == 0, "they came from the other replicas"
+        until(lambda: care("summary")["under"] == 0, "the coordinator knows")
+        assert care("summary")["lost"] == 0
+    # nothing is left to do
+    assert not ended(care("start_repair", trim=True))["bytes_done"]
+
+
+def test_what_nobody_holds_any_more_is_made_again_from_the_hub(
+    hub: FaultyHub, tmp_path: Path, start_nodes: Any
+) -> None:
+    hub.import_folder("org/chat", chat_files(tmp_path / "data", files=4, rows=2000))
+    nodes = start_nodes(2, hub.endpoint)
+    report = crucible.prefetch("org/chat", split="train", address=nodes.address)
+    manifest = Store(nodes.homes[0]).get_manifest(report.splits[0].manifest)
+    for home in nodes.homes:
+        for number, shard in enumerate(manifest.shards):
+            if number % 2:
+                Store(home).shard_path(shard.key).unlink(missing_ok=True)
+    hub.clear_log()
+    planned = care("preview", "repair", Choice())
+    assert (planned["remakes"], planned["copies"], planned["left"]) == (2, 0, 2)
+    done = ended(care("start_repair", Choice("org/chat"), replicas=2))
+    assert (done["remade"], done["left"], done["problems"]) == (2, 0, [])
+    assert copies(nodes.homes, manifest) == [2] * 4
+    lost = {shard.item for number, shard in enumerate(manifest.shards) if number % 2}
+    assert file_bytes(hub) == sum(manifest.items[item].size for item in lost), "once each, and the rest from peers"
+
+
+def test_a_node_is_emptied_while_ranks_read_and_a_new_one_gets_its_share(
+    hub: FaultyHub, tmp_path: Path, start_nodes: Any
+) -> None:
+    hub.import_folder("org/chat", chat_files(tmp_path / "data", files=12, rows=2000))
+    nodes = start_nodes(2, hub.endpoint)
+    report = crucible.prefetch("org/chat", split="train", address=nodes.address)
+    manifest = Store(nodes.homes[0]).get_manifest(report.splits[0].manifest)
+    truth = nodes.ranks("org/chat", split="train", epochs=1)
+    rows = sorted(row for rank in truth for row in rank["epochs"][0])
+    for number, shard in enumerate(manifest.shards):  # what the ranks fetched from one another
+        if copies(nodes.homes, manifest)[number] > 1:
+            Store(nodes.homes[number % 2]).shard_path(shard.key).unlink()
+    nodes.join(tmp_path / "node-2")
+    moved = ended(care("start_rebalance"))
+    assert 0 < moved["copied"] == moved["dropped"] <= 5
+    assert copies(nodes.homes, manifest) == [1] * 12, "moved, not copied"
+    assert copies(nodes.homes[2:], manifest).count(1) == moved["copied"]
+
+    hub.clear_log()
+    leaving = read_address(Store(nodes.homes[2]))
+    assert leaving is not None
+    drained = ended(care("start_drain", [leaving.node[:16]]))
+    assert (drained["copied"], drained["left"]) == (moved["copied"], 0)
+    assert copies(nodes.homes[:2], manifest) == [1] * 12
+    assert copies(nodes.homes[2:], manifest).count(1) == moved["copied"], "it serves until it goes"
+    states = {node["node"]: node["state"] for node in care("nodes")}
+    assert states[leaving.node] == "drained"
+    assert sorted(states.values()) == ["drained", "works", "works"]
+    # work that comes now goes elsewhere
+    hub.import_folder("org/more", chat_files(tmp_path / "more", files=4, rows=2000))
+    more = crucible.prefetch("org/more", split="train", address=nodes.address)
+    assert leaving.node not in {node for node, _, _ in more.nodes}
+    nodes.kill_node(2)
+    del nodes.homes[2]
+    again = nodes.ranks("org/chat", split="train", epochs=1)
+    assert sorted(row for rank in again for row in rank["epochs"][0]) == rows
+    assert sum(rank["note"]["hub_shards"] for rank in again) == 0
