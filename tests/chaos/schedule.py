@@ -46,10 +46,9 @@ class Strike:
 
     def __str__(self) -> str:
         place = {
-            "kill-rank": f"rank {self.rank}",
-            "stop-rank": f"rank {self.rank}",
-            "hub": f"{self.what} x{self.times}",
-        }
+            "kill-rank": f"rank {self.rank}", "stop-rank": f"rank {self.rank}",
+            "hub": f"{self.what} x{self.times}", "failpoint": f"{self.what}, time {self.times}",
+        }  # fmt: skip
         where = place.get(self.kind, f"node {self.node}" + (f", disk {self.what}" if self.what else ""))
         return f"at {self.at:4.0%} {self.kind} ({where}) for {self.seconds:.1f} s"
 
