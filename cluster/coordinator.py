@@ -23,7 +23,7 @@ from crucible.cache.store import Store
 from crucible.cluster.admin import Admin
 from crucible.cluster.agents import RETRY_S, Agents
 from crucible.cluster.care import Care
-from crucible.cluster.executor import reason_of
+from crucible.cluster.executor import last_words, reason_of
 from crucible.cluster.jobs import Job, Jobs
 from crucible.cluster.journal import ENDED, notes
 from crucible.cluster.keys import Keys
@@ -341,9 +341,11 @@ def start_coordinator(*, embedded: bool) -> Any:
 def reach_coordinator(*, embedded: bool, wait_s: float = COORDINATOR_WAIT_S) -> Any:
     """A coordinator that answers. Waits until Ray has noticed the death of one that does not, and starts another.
 
-    Raises ClusterError when none answers for `wait_s` seconds.
+    Ray starts one that died where it was; if it cannot live there any more, the next is started on this node. Raises
+    ClusterError when that one cannot either, or none answers for `wait_s` seconds.
     """
     deadline = time.monotonic() + wait_s
+    stillborn: set[Any] = set()
     while True:
         coordinator = start_coordinator(embedded=embedded)
         try:
@@ -355,6 +357,9 @@ def reach_coordinator(*, embedded: bool, wait_s: float = COORDINATOR_WAIT_S) -> 
             ray.exceptions.GetTimeoutError,
             StaleCoordinator,
         ) as error:
-            if getattr(error, "actor_init_failed", False) or time.monotonic() > deadline:
-                raise ClusterError(f"no coordinator answers on this Ray cluster: {reason_of(error)}") from error
+            if getattr(error, "actor_init_failed", False):
+                stillborn.add(coordinator._actor_id)
+            if len(stillborn) > 1 or time.monotonic() > deadline:
+                reason = last_words(error) if stillborn else reason_of(error)
+                raise ClusterError(f"no coordinator answers on this Ray cluster: {reason}") from error
             time.sleep(RETRY_S)

@@ -146,3 +146,9 @@ def most_cpus() -> int:
 def reason_of(error: BaseException) -> str:
     """The first line of what Ray says; the rest is its own traceback."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def last_words(error: BaseException) -> str:
+    """The last line of what Ray says of a process that could not start: its own error, after Ray's traceback."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
