@@ -159,20 +159,28 @@ class _Draft:
         self._rows = 0
         self._hasher, self._digest = hasher, shard_hasher()
         self._hashed: Future[None] | None = None
-        with disk_errors(path):
+        self._failure: BaseException | None = None
+        """Of a batch that could not be written: what is in the file is then no shard."""
+        with disk_errors(path, "a new shard"):
             self._file = path.open("wb", buffering=0)
         self._sink = _Sink(self._file)
         self._writer = pa.ipc.new_file(pa.PythonFile(self._sink, "w"), schema, options=_OPTIONS)
 
     def write(self, table: pa.Table) -> None:
-        with disk_errors(self.path, f"about {table.nbytes:,} bytes for a shard"):
-            for batch in table.combine_chunks().to_batches():
-                self._writer.write_batch(canonical_batch(batch))
+        try:
+            with disk_errors(self.path, f"about {table.nbytes:,} bytes for a shard"):
+                for batch in table.combine_chunks().to_batches():
+                    self._writer.write_batch(canonical_batch(batch))
+        except BaseException as error:
+            self._failure = error
+            raise
         self._rows += table.num_rows
         self._hash()
 
     def end(self) -> None:
-        with disk_errors(self.path):
+        if self._failure is not None:  # a footer may fit where a batch did not, and would make a shard of what is there
+            raise self._failure
+        with disk_errors(self.path, "the end of a shard"):
             self._writer.close()
         self._hash()
 
@@ -183,7 +191,7 @@ class _Draft:
         self._hashed = self._hasher.submit(_hash_all, self._digest, self._sink.take())
 
     def flush(self) -> DraftShard:
-        with disk_errors(self.path):
+        with disk_errors(self.path, f"{self._sink.size:,} bytes of a shard"):
             os.fsync(self._file.fileno())
         self.close()
         assert self._hashed is not None  # by `end`

@@ -112,10 +112,10 @@ def _reserve(
                 try:
                     return book.reserve(min(peak, max(room.left, 0)), what)
                 except DiskFull as error:  # not even for that: something else fills the disk
-                    raise refusal(store, what, least, room.left, room, "its records need room too") from error
+                    raise refusal(store, what, least or peak, room.left, room, "its records need room too") from error
             waits = room.reserved > 0 and least <= room.left + room.reserved
         if not waits or time.monotonic() > give_up:
-            raise refusal(store, what, least, room.left, room, "nothing more can be evicted")
+            raise refusal(store, what, least or peak, room.left, room, "nothing more can be evicted")
         check(stopped)
         rest(pause, stopped)
         pause = min(PAUSES_S[1], pause * 1.5)

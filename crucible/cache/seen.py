@@ -1,7 +1,7 @@
 """Which shards were seen to have the right bytes, so that opening one costs a look at its file and not a hash of it.
 
 <home>/seen/<ab>    a line a look, of all shards whose key begins so; the last line of a shard and a boot counts:
-    <key> <sha256 of the file> <boot> <inode> <size> <mtime in ns> <ctime in ns>
+    <key> <digest of the file> <boot> <inode> <size> <mtime in ns> <ctime in ns>
 
 A shard is noted when it gets its name, because it was verified then, and whenever it was hashed since. The note holds
 while the file is the same one, unchanged as far as the file system knows, and this boot lasts: what rots on a disk
