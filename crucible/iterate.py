@@ -28,9 +28,10 @@ from crucible.order import Int64s, shard_rows
 from crucible.sources import Leases
 from crucible.sources import ShardSource as ShardSource
 
-FIRST_BLOCK_ROWS = 16
-"""Rows looked ahead before the first one is delivered; doubles block by block, so that a reader starts at once. From a
-loaded state to the first row of a shuffle of 240 shards: 3 ms with 16, 8 with 64, 27 with 512 (on a busy machine)."""
+FIRST_BLOCK_ROWS = 1
+"""Rows looked ahead before the first one is delivered; doubles block by block, so that a reader starts at once. Each
+row of a shuffle may lie in a shard of its own, which is a millisecond to open where it has 64 MiB. From a loaded state
+to the first row of 24 such shards: 2.4 ms with 1, 4.5 with 4, 11 with 16 (on a busy machine)."""
 
 BLOCK_ROWS = 8192
 """Most rows looked ahead. A lane reader may have a thousand shards open, and a take costs about 25 us however little it

@@ -77,6 +77,10 @@ class Leaf(Split):
         return Leaf, (self._manifest, self._source, self._view, self.steps)
 
 
+_TRIED_ROWS = 16
+"""How many rows are looked at together for one that filters let pass."""
+
+
 class Block(NamedTuple):
     """Consecutive units of one process. All of them have `Share.unit` rows, but maybe the last of the epoch."""
 
@@ -314,8 +318,8 @@ class UnitReader:
 
     def _padding(self, walk: Walk, total: int) -> Row:
         """What fills a batch of which filters left too little: the first row of the epoch that they let pass."""
-        for start in range(0, 0 if self._spare else total, FIRST_BLOCK_ROWS):
-            ids = walk.rows(np.arange(start, min(total, start + FIRST_BLOCK_ROWS)))
+        for start in range(0, 0 if self._spare else total, _TRIED_ROWS):
+            ids = walk.rows(np.arange(start, min(total, start + _TRIED_ROWS)))
             self._proof, proof = None, self._proof  # what is tried here is not handed out
             try:
                 made = next(self._made(Block(ids, None, 0), len(ids), mask=False)).made
