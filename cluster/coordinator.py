@@ -30,6 +30,7 @@ from crucible.cluster.keys import Keys
 from crucible.cluster.known import Orders
 from crucible.cluster.logbook import Logbook
 from crucible.cluster.prepare import Prepared
+from crucible.cluster.prepare import Prepared
 from crucible.cluster.readers import Answer
 from crucible.cluster.remembered import (
     accepted,
@@ -48,6 +49,7 @@ from crucible.cluster.turns import Turn, take_epoch
 from crucible.config import node_settings
 from crucible.errors import ClusterError, CrucibleError, JobUnknown, StaleCoordinator, StoreError
 from crucible.failpoints import reach
+from crucible.manifest import manifest_from_json
 from crucible.manifest import manifest_from_json
 from crucible.refs import DataRequest, NodeId, ShardInfo
 from crucible.report import JobReport, Progress
@@ -157,6 +159,13 @@ class CoordinatorCore:
         """Do or tell what the upkeep of the cluster needs: a method of `Care` or `Admin`."""
         self._agents.turn.check()
         return self._admin.do(what, *arguments, **named)
+
+    def adopt(self, request: DataRequest, survey: dict[str, Any], manifests: Sequence[bytes]) -> None:
+        """Let every node know what an import brought into the store of one of them."""
+        made = tuple(manifest_from_json(data) for data in manifests)
+        self._agents.ensure()
+        self._agents.share(Prepared(request, made[0].repo, made[0].config, (), (), made, survey), made)
+        self._agents.rebuild()
 
     def adopt(self, request: DataRequest, survey: dict[str, Any], manifests: Sequence[bytes]) -> None:
         """Let every node know what an import brought into the store of one of them."""

@@ -51,7 +51,7 @@ def check_sources(lock: Lock, splits: Sequence[tuple[str, Sequence[WorkItem]]]) 
             f"split {manifest.split}",
             f"{len(theirs)} items of other settings or of another order",
             f"{len(ours)} items",
-            "set CRUCIBLE_SHARD_BYTES and the options as they were",
+            "the card, or another crucible, cuts the same files otherwise",
         )
 
 

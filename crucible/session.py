@@ -165,6 +165,30 @@ def prefetch(
         return _run_on_cluster(request, settings, embedded, replicas, nodes, keep_raw, on_progress)
 
 
+def prefetch_locked(
+    path: str | os.PathLike[str],
+    *,
+    replicas: int = 1,
+    address: str | None = None,
+    nodes: int | None = None,
+    keep_raw: bool = False,
+    endpoint: str | None = None,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+) -> JobReport:
+    """Prefetch exactly what the lock file at `path`, or that of a bundle, says. The others are `prefetch`'s arguments.
+
+    Raises LockMismatch naming the source file, the setting or the shard that differs; names then lead to nothing new.
+    """
+    from crucible.cluster.bundles import request_for
+
+    if replicas < 1 or (nodes is not None and nodes < 1):
+        raise UsageError(f"replicas and nodes are at least 1, got replicas={replicas}, nodes={nodes}")
+    settings = settings_with(Settings.from_env(), endpoint=endpoint)
+    request, settings = request_for(os.fspath(path), settings)
+    with cluster(address or settings.ray_address) as embedded:
+        return _run_on_cluster(request, settings, embedded, replicas, nodes, keep_raw, on_progress)
+
+
 def plan(
     repo: str,
     config: str | None = None,

@@ -16,7 +16,20 @@ from crucible.errors import CrucibleError, UsageError
 
 HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 80}
 
-COMMANDS = ("prefetch", "plan", "status", "nodes", "locate", "verify-epoch", "rotate-secret", "tls", "data", "hub")
+COMMANDS = (
+    "prefetch",
+    "plan",
+    "status",
+    "nodes",
+    "locate",
+    "verify-epoch",
+    "export",
+    "import",
+    "rotate-secret",
+    "tls",
+    "data",
+    "hub",
+)
 """In the order of the help page."""
 
 _RAY_AUTH = "ray._private.authentication.authentication_token_setup"

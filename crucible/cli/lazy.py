@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import difflib
 from importlib import import_module
+from keyword import iskeyword
 from typing import Any
 
 import click
 
 
 class Lazy(click.Group):
-    """A group of `names`: the module `folder` + name holds the click command `command`. Suggests near names."""
+    """A group of `names`: the module `folder` + name holds the click command `command`; of a name that is a
+    word of Python it ends in `_`. Suggests near names."""
 
     def __init__(self, *args: Any, folder: str, names: tuple[str, ...], **options: Any) -> None:
         super().__init__(*args, **options)
@@ -22,7 +24,8 @@ class Lazy(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         if cmd_name not in self.names:
             return None
-        found = import_module(f"{self.folder}{cmd_name.replace('-', '_')}").command
+        module = cmd_name.replace("-", "_") + ("_" if iskeyword(cmd_name) else "")
+        found = import_module(f"{self.folder}{module}").command
         assert isinstance(found, click.Command)
         return found
 

@@ -16,16 +16,24 @@ if TYPE_CHECKING:
 
 
 @click.command("prefetch")
-@options.data
+@click.argument("repo", required=False)
+@options.config
+@options.split
+@options.reading
 @options.columns
 @options.partial
 @options.replicas
 @options.address
 @click.option("--nodes", metavar="N", type=click.IntRange(min=1), help="Use at most this many nodes.")
 @click.option("--keep-raw", is_flag=True, help="Keep the downloaded files too, in the Hub cache.")
+@click.option(
+    "--lock",
+    metavar="FILE",
+    help="Exactly what this lock file, or the bundle here, says, in place of REPO and its options.",
+)
 @options.as_json
 @options.quiet
-def command(as_json: bool, quiet: bool, **request: Any) -> None:
+def command(repo: str | None, lock: str | None, as_json: bool, quiet: bool, **request: Any) -> None:
     """Bring REPO into the stores of a cluster, each byte once.
 
     Each file is verified while it arrives and converted into Arrow shards. REPO is a dataset's name on the Hub, or a
@@ -37,11 +45,20 @@ def command(as_json: bool, quiet: bool, **request: Any) -> None:
     Example:
       crucible prefetch openai/gsm8k --config main
       crucible prefetch openai/gsm8k --config main --split train --address auto
+      crucible prefetch --lock gsm8k.lock.json --address auto
     """
     from crucible import session
 
-    with Watch(request["repo"], quiet=quiet) as watch:
-        report = session.prefetch(**request, on_progress=watch.update)
+    if (repo is None) == (lock is None):
+        raise click.UsageError("give REPO, or --lock FILE, and not both")
+    with Watch(repo or str(lock), quiet=quiet) as watch:
+        if repo is not None:
+            report = session.prefetch(repo, **request, on_progress=watch.update)
+        else:
+            how = {name: request.pop(name) for name in ("replicas", "address", "nodes", "keep_raw", "endpoint")}
+            if given := [name for name, value in request.items() if value]:
+                raise click.UsageError(f"--lock says what is prefetched: leave out --{given[0].replace('_', '-')}")
+            report = session.prefetch_locked(str(lock), **how, on_progress=watch.update)
     if as_json:
         print_json(as_dict(report))
     else:
