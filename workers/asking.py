@@ -16,7 +16,7 @@ from crucible.config import Settings
 from crucible.refs import DataRequest, RepoRef
 from crucible.workers.secret import load_secret
 from crucible.workers.serve import read_address
-from crucible.workers.tls import Trust
+from crucible.workers.tls import Trust, answer_of
 
 CONNECT_TIMEOUT_S = 3.0
 ANSWER_TIMEOUT_S = 15.0
@@ -58,14 +58,9 @@ class Line:
             return None
         timeout = httpx.Timeout(timeout_s, connect=CONNECT_TIMEOUT_S)
         try:
-            headers = {"authorization": f"Bearer {secret}"}
+            client = Trust.of(self._settings, self._store).client(agent)
             url = f"{agent.rstrip('/')}/v1/{what}"
-            reply = (
-                Trust.of(self._settings, self._store)
-                .client(agent)
-                .post(url, headers=headers, json=question, timeout=timeout)
-            )
-            found = reply.raise_for_status().json()
+            found = answer_of(client, "POST", url, secret=secret, timeout=timeout, question=question)
         except (httpx.HTTPError, httpx.InvalidURL, ValueError):
             return None
         return found if isinstance(found, dict) else None

@@ -28,10 +28,12 @@ from crucible.report import Counts, Tally
 from crucible.stopping import check, never
 from crucible.workers.secret import load_secret
 from crucible.workers.serve import read_address
-from crucible.workers.tls import Trust
+from crucible.workers.tls import Trust, answer_of
 from crucible.workers.watch import Quarrels, Watch
 from crucible.workers.work import Workplace, copy_shard, run_item
 
+MOST_PEERS = 64
+"""As many as are asked for one shard; each may cost a timeout."""
 LOCATE_TIMEOUT_S = 3.0
 """An agent that does not answer for this long is skipped: the peers it last knew are asked directly."""
 
@@ -162,16 +164,10 @@ class NodeShards:
                 watch.asking(f"the agent of this node ({agent}), who has it")
                 try:
                     self._tally.add(peer_requests=1)
-                    reply = (
-                        Trust.of(self._settings, self._store)
-                        .client(agent)
-                        .get(
-                            f"{agent.rstrip('/')}/v1/locate/{key}",
-                            headers={"authorization": f"Bearer {secret}"},
-                            timeout=LOCATE_TIMEOUT_S,
-                        )
-                    )
-                    urls = [str(url) for url in reply.raise_for_status().json()["urls"]]
+                    client = Trust.of(self._settings, self._store).client(agent)
+                    where, timeout = f"{agent.rstrip('/')}/v1/locate/{key}", httpx.Timeout(LOCATE_TIMEOUT_S)
+                    answer = answer_of(client, "GET", where, secret=secret, timeout=timeout)
+                    urls = [str(url) for url in answer["urls"]][:MOST_PEERS]
                 except httpx.TimeoutException:
                     self._quarrels.note(f"{agent} (locate)")
                 except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError):

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 from urllib.parse import urljoin
 
@@ -35,6 +35,10 @@ BATCHES_SPARED = 8
 """Requests of its quota that batches leave over: more than are under way at once, so that none waits for a window."""
 BAD_LINKS = 16
 """Links of batches that did not work, in a row, after which none is used any more."""
+PACE_S = 10.0
+LEAST_RATE = 4 << 10
+"""Bytes a second. A peer that gives less over `PACE_S` is left for another: a thousand readers of one link of 100
+Mbit/s have three times as much each."""
 _log = logging.getLogger(__name__)
 
 
@@ -55,6 +59,18 @@ class Body:
     """End the reading from another thread: who waits for a chunk gets an error at once, not at its timeout."""
     answer_s: float | None = None
     """Seconds that the place the bytes come from took to begin its reply, where that is known: how far away it is."""
+
+
+def paced(chunks: Iterator[memoryview | bytes], pace_s: float) -> Iterator[memoryview | bytes]:
+    """The same chunks. Raises Refusal when in `pace_s` seconds fewer bytes came than `LEAST_RATE` would bring."""
+    began, got = time.monotonic(), 0
+    for chunk in chunks:
+        got += len(chunk)
+        yield chunk
+        if (passed := time.monotonic() - began) >= pace_s:
+            if got < LEAST_RATE * passed:
+                raise Refusal(None, {}, f"it gave {got / passed:,.0f} bytes a second")
+            began, got = time.monotonic(), 0
 
 
 class LinkExpired(Refusal):
@@ -223,9 +239,18 @@ class HubSource:
 class PeerSource:
     """A shard in another node's store, served by its agent. `file.path` is the shard's key."""
 
-    def __init__(self, url: str, secret: str, tally: Tally, *, timeout_s: float, trust: Trust | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        secret: str,
+        tally: Tally,
+        *,
+        timeout_s: float,
+        trust: Trust | None = None,
+        pace_s: float = PACE_S,
+    ) -> None:
         self.name = url
-        self._secret, self._tally, self._trust = secret, tally, trust or Trust()
+        self._secret, self._tally, self._trust, self._pace_s = secret, tally, trust or Trust(), pace_s
         self._timeout = httpx.Timeout(timeout_s)
 
     @contextmanager
@@ -241,7 +266,11 @@ class PeerSource:
             # no proxy between nodes, and no credentials out of ~/.netrc
             shard = f"{self.name}/v1/shards/{file.path}"
             with self._trust.client(self.name).stream("GET", shard, headers=headers, timeout=self._timeout) as response:
-                yield body_of(response, file, start)
+                if "content-encoding" in response.headers:
+                    raise Refusal(None, {}, "it packs what it was asked for as it is")
+                # a peer that drips is no better than one that is silent: there is another, or the Hub
+                body = body_of(response, file, start)
+                yield replace(body, chunks=paced(body.chunks, self._pace_s))
         except (httpx.TransportError, httpx.InvalidURL, httpx.DecodingError) as error:
             raise Refusal(None, {}, reason_of(error)) from error
         except Refusal as refusal:

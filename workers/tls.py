@@ -16,6 +16,7 @@ There is no way down: where TLS is asked for, plain HTTP is refused by both side
 from __future__ import annotations
 
 import ipaddress
+import json
 import logging
 import os
 import shutil
@@ -26,6 +27,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -42,6 +44,8 @@ WARN_DAYS = 30
 _OPENSSL_S = 30
 _log = logging.getLogger("crucible.agent")
 _DAY_S = 86_400
+MOST_TOLD = 64 << 20
+"""Bytes of an agent's answer: the first manifests of a dataset of many shards are some MiB."""
 
 _CONFIG = """
 [req]
@@ -116,6 +120,30 @@ def reason_of(error: Exception) -> str:
     if "WRONG_VERSION_NUMBER" in said or "PACKET_LENGTH_TOO_LONG" in said:
         return f"{said} (it speaks plain HTTP; set CRUCIBLE_TLS on all nodes or on none)"
     return said
+
+
+def answer_of(
+    client: httpx.Client, method: str, url: str, *, secret: str, timeout: httpx.Timeout, question: Any = None
+) -> Any:
+    """What an agent answers, as JSON: of `MOST_TOLD` bytes at most, and whole in the time of the timeouts together.
+
+    Raises httpx.HTTPError or ValueError.
+    """
+    give_up = time.monotonic() + (timeout.connect or 0.0) + (timeout.read or 0.0)
+    body = bytearray()
+    headers = {"authorization": f"Bearer {secret}"}
+    with client.stream(method, url, headers=headers, json=question, timeout=timeout) as reply:
+        reply.raise_for_status()
+        for chunk in reply.iter_bytes():
+            body += chunk
+            if len(body) > MOST_TOLD:
+                raise httpx.RemoteProtocolError(f"{url} answers with more than {MOST_TOLD:,} bytes")
+            if time.monotonic() > give_up:
+                raise httpx.ReadTimeout(f"{url} does not come to the end of its answer")
+    try:
+        return json.loads(body)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def own_folder(home: Path) -> Path:

@@ -189,7 +189,10 @@ def copy_shard(shard: ShardInfo, urls: Sequence[str], secret: str, place: Workpl
         if shard.size < SMALL_BYTES:  # it has no hedge: who stalls makes way for the next when one would come
             timeouts[:-1] = [min(place.settings.stall_s, place.settings.timeout_s)] * (len(urls) - 1)
         trust = Trust.of(place.settings, place.store)
-        peers = [PeerSource(url, secret, tally, timeout_s=wait, trust=trust) for url, wait in zip(urls, timeouts)]
+        peers = [
+            PeerSource(url, secret, tally, timeout_s=wait, trust=trust, pace_s=max(1.0, 2 * place.settings.stall_s))
+            for url, wait in zip(urls, timeouts)
+        ]
         # a peer that fails is not asked again: another one, or the Hub, is nearer than its backoff
         options = replace(DownloadOptions.of(place.settings, stopped=place.stopped), tries=1, backoff_cap_s=0)
         with admitted(

@@ -19,6 +19,11 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 IDLE_S = 30.0
 """A connection that rested longer is not used again: a gateway on the way may have forgotten it without a word."""
+HEAD_S = 30.0
+"""For the head of a reply to come whole, once it has begun."""
+HEAD_BYTES = 1 << 20
+ENCODINGS = ("", "identity", "gzip", "deflate")
+"""What a body may be packed with: 64 KiB unpack to 64 MiB at most. Other ways, and one in another, have no bound."""
 TARGET = "crucible-target"
 """The request header that carries the target as httpx wrote it. It is never sent."""
 
@@ -28,16 +33,33 @@ class Stale(ConnectionError):
 
 
 class _Lines:
-    """Stands in for a reply's stream while its head is read, and keeps the last line."""
+    """Stands in for a reply's stream while its head is read, and keeps the last line.
+
+    The head must end: a socket's timeout begins anew with each byte, and so a byte now and then, or one interim reply
+    after the other, would hold a reader for ever.
+    """
 
     last = b""
 
     def __init__(self, stream: Any) -> None:
         self.stream = stream
         self.close = stream.close
+        self._began, self._size = 0.0, 0
 
     def readline(self, limit: int) -> bytes:
-        self.last = self.stream.readline(limit)
+        line = bytearray()
+        while len(line) < limit and not line.endswith(b"\n"):
+            here = self.stream.peek(1)[: limit - len(line)]  # what has come; waits only where nothing has
+            if not here:
+                break
+            line += self.stream.read((here.find(b"\n") + 1) or len(here))
+            self._began = self._began or time.monotonic()
+            if time.monotonic() - self._began > HEAD_S:
+                raise TimeoutError(f"the head of the reply takes longer than {HEAD_S:g} s")
+        self._size += len(line)
+        if self._size > HEAD_BYTES:
+            raise http.client.HTTPException(f"the head of the reply is longer than {HEAD_BYTES:,} bytes")
+        self.last = bytes(line)
         return self.last
 
 
@@ -106,7 +128,10 @@ POOLS: dict[str, type[HTTPConnectionPool]] = {"http": _Pool, "https": _SecurePoo
 
 
 def misframed(raw: urllib3.HTTPResponse) -> str:
-    """Why nobody can tell where this reply's body ends, or "". http.client would read on until the connection ends."""
+    """Why nobody can tell where this reply's body ends, or how much it unpacks to, or "".
+
+    http.client would read on until the connection ends.
+    """
     reply = cast(http.client.HTTPResponse, raw._original_response)
     if 100 <= raw.status < 200:
         return f"unexpected status {raw.status}"
@@ -114,6 +139,8 @@ def misframed(raw: urllib3.HTTPResponse) -> str:
         return f"unknown Transfer-Encoding {raw.headers['transfer-encoding']!r}"
     if raw.headers.get("content-length") and reply.length is None and not reply.chunked:
         return f"wrong Content-Length {raw.headers['content-length']!r}"
+    if (packed := raw.headers.get("content-encoding", "").strip().lower()) not in ENCODINGS:
+        return f"Content-Encoding {packed[:40]!r}, which nobody asked for"
     return ""
 
 
