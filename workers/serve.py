@@ -36,6 +36,7 @@ from aiohttp import web
 
 from crucible.cache.check import is_unchanged, may_serve
 from crucible.cache.store import Store, is_key
+from crucible.cache.usage import room_of, usage_of
 from crucible.config import node_settings
 from crucible.errors import AgentUnavailable, DiskFull, StoreError
 from crucible.refs import NodeId, SourceFile
@@ -363,14 +364,17 @@ def _refusal(status: int, reason: str, **headers: str) -> web.Response:
 
 
 def store_status(store: Store, node: NodeId, url: str) -> dict[str, object]:
-    """One node's line of `crucible status`: counts and bytes."""
-    sizes = [size for _, size in store.shards()]
+    """One node's line of `crucible status`: counts and bytes. `room_bytes` is what something new may take."""
+    size, count = usage_of(store.home).shards()
+    room = room_of(store.home, node_settings().quota)
     return {
         "node": node,
         "url": url,
         "pid": os.getpid(),
         "home": str(store.home),
-        "shards": len(sizes),
-        "bytes": sum(sizes),
-        "free_bytes": store.free_bytes(),
+        "shards": count,
+        "bytes": size,
+        "free_bytes": room.free,
+        "quota_bytes": room.limit,
+        "room_bytes": max(0, room.left),
     }
