@@ -118,7 +118,6 @@ class Player:
         due = [("prefetch", strike) for strike in story.prefetch]
         if story.early:
             due += [("training", strike) for strike in story.training]
-            self._training.start(stage.up())  # a flip waits for the next start: nothing is here yet
         went_well = self._phase(repo, due, "prefetch")
         self._note("the prefetch has ended")
         if not went_well:
@@ -143,6 +142,9 @@ class Player:
         deadline = time.monotonic() + PHASE_S
         while True:
             self._stage.tick()
+            if self._story.early and not self._training.runs and (job is None or job.seen):
+                # not before the cluster knows of the job: a rank that is first brings it all by itself
+                self._training.start(self._stage.up())
             if self._training.runs and not self._training.done:
                 self._training.tick(self._stage.up())
             at = {"prefetch": self._share_of_bytes(), "training": self._training.progress()}
@@ -157,7 +159,11 @@ class Player:
                 self._calm_down()
             if job is not None and job.ended and (problem := job.problem()) is not None:
                 job = self._failed(repo, problem)
-            elif not due and all(over[phase] for phase in ("prefetch", "training") if self._waits_for(phase, name)):
+            elif (
+                not due
+                and (self._training.runs or not self._story.early)
+                and all(over[phase] for phase in ("prefetch", "training") if self._waits_for(phase, name))
+            ):
                 return True
             if time.monotonic() > deadline:
                 stacks = self._training.tell_stacks()

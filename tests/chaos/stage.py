@@ -22,6 +22,7 @@ from typing import Any
 import psutil
 
 from crucible.hub.server import HubOptions, User
+from crucible.workers.tasks import COORDINATOR, NAMESPACE
 from tests.chaos.schedule import SLOTS
 from tests.hubserver.faults import Fault, FaultyHub
 from tests.ray.conftest import Nodes, empty, ray_nodes
@@ -37,12 +38,17 @@ SETTINGS = {
     "HF_HUB_DOWNLOAD_TIMEOUT": "4", "CRUCIBLE_TRIES": "8",
 }  # fmt: skip
 
+NODES = {"HF_ENDPOINT": "http://127.0.0.1:9", "CRUCIBLE_REPAIR_AFTER": "2"}
+"""What the nodes have in their environment: no Hub of their own, no token, and little patience with a lost node."""
+
 
 class Stage:
     """What a story is played on. Used by one thread."""
 
-    def __init__(self, nodes: Nodes, hub: FaultyHub, points: Path, *, mounts: bool) -> None:
-        self.ray_nodes, self.hub, self.points, self.mounts = nodes, hub, points, mounts
+    def __init__(self, nodes: Nodes, hub: FaultyHub, *, mounts: bool) -> None:
+        self.ray_nodes, self.hub, self.mounts = nodes, hub, mounts
+        self.points = nodes.failpoints
+        self.points.mkdir(exist_ok=True)
         self.homes = list(nodes.homes)
         self._up: list[Any] = list(nodes.nodes)
         """Slot -> Ray's node, None while it is down."""
@@ -197,13 +203,28 @@ class Stage:
             time.sleep(0.05)
 
     def reset(self) -> None:
-        """Whole again, with empty stores and an empty log."""
+        """Whole again, with empty stores and an empty log, and nobody who remembers what they held."""
         self.whole()
+        self._end_coordinator()
         for home in (*self.homes, self.ray_nodes.hf_home):
             empty(home)
         for path in self.points.iterdir():
             path.unlink()
         self.hub.clear_log()
+
+    def _end_coordinator(self) -> None:
+        """The next job starts one that knows nothing. First what it has begun comes to its end."""
+        import ray
+
+        deadline = time.monotonic() + WAIT_S
+        with suppress(ValueError):  # there is none of that name
+            while True:
+                ray.kill(ray.get_actor(COORDINATOR, namespace=NAMESPACE))
+                assert time.monotonic() < deadline, "a killed coordinator stays"
+                time.sleep(0.05)
+        while self.anywhere("ray::item") or self.anywhere("ray::copy"):
+            assert time.monotonic() < deadline, "a task of the last story does not end"
+            time.sleep(0.05)
 
 
 @contextmanager
@@ -217,16 +238,16 @@ def stage(folder: Path) -> Iterator[Stage]:
         for home in homes:
             mounts = mounts and _own_disk(home, mounted)
         options = HubOptions(tokens={TOKEN: User("ann")})
-        with FaultyHub(folder / "hub", options=options) as hub:
-            points = folder / "failpoints"
-            points.mkdir()
-            nowhere = {"HF_ENDPOINT": "http://127.0.0.1:9", "CRUCIBLE_FAILPOINTS": str(points)}
-            with ray_nodes(folder, SLOTS, nowhere) as nodes, _driver(nodes.address, homes[0]):
-                made = Stage(nodes, hub, points, mounts=mounts)
-                try:
-                    yield made
-                finally:
-                    made.tick(all_of_it=True)
+        with (
+            FaultyHub(folder / "hub", options=options) as hub,
+            ray_nodes(folder, SLOTS, NODES) as nodes,
+            _driver(nodes.address, homes[0]),
+        ):
+            made = Stage(nodes, hub, mounts=mounts)
+            try:
+                yield made
+            finally:
+                made.tick(all_of_it=True)
     finally:
         for path in reversed(mounted):
             subprocess.run(["umount", "-l", str(path)], timeout=20, check=False)
