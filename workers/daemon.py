@@ -211,6 +211,10 @@ class _Cluster(Alone):
             return set()
         return {key for key, urls in found.items() if any(url != self._url for url in urls)}
 
+    def could_drop(self, keys: Sequence[str]) -> set[str]:
+        near = self.elsewhere(keys)
+        return near | super().could_drop([key for key in keys if key not in near])
+
     def may_drop(self, keys: Sequence[str]) -> set[str]:
         try:
             return set(ray.get(coordinator().may_drop.remote(self._node, list(keys)), timeout=DROP_TIMEOUT_S))

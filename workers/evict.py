@@ -47,8 +47,12 @@ class Neighbours(Protocol):
         """Those that another node holds, as far as is known."""
         ...
 
+    def could_drop(self, keys: Sequence[str]) -> set[str]:
+        """Those that seem to be elsewhere, or whose source can still be fetched. Promises nothing."""
+        ...
+
     def may_drop(self, keys: Sequence[str]) -> set[str]:
-        """Those that may go from here: they are elsewhere, or their source can still be fetched. A promise."""
+        """Those that go from here now: nobody counts on them any more."""
         ...
 
 
@@ -62,7 +66,13 @@ class Alone:
     def elsewhere(self, keys: Sequence[str]) -> set[str]:  # noqa: ARG002 - there is nobody else
         return set()
 
+    def could_drop(self, keys: Sequence[str]) -> set[str]:
+        return self._fetchable(keys)
+
     def may_drop(self, keys: Sequence[str]) -> set[str]:
+        return self._fetchable(keys)
+
+    def _fetchable(self, keys: Sequence[str]) -> set[str]:
         wanted, may = set(keys), set[str]()
         for manifest in self._store.manifests():
             found = [shard for shard in manifest.shards if shard.key in wanted]
@@ -123,26 +133,26 @@ def evict(
     if wanted is None and (need <= 0 or (whole and sum(one.size for one in held.values()) < need)):
         return {}
     near = neighbours.elsewhere([one.key for one in _likely(held.values(), need)])
-    held = {key: Held(key, one.size, one.age_s, PEER_COST if key in near else SOURCE_COST) for key, one in held.items()}
-    allowed: set[str] = set()
+    held = {key: replace(one, cost=PEER_COST if key in near else SOURCE_COST) for key, one in held.items()}
+    able: set[str] = set()
+    chosen: list[str] = []
     for _ in range(ROUNDS):
         chosen = choose(held.values(), need)
-        asked = [key for key in chosen if key not in allowed]
-        answer = neighbours.may_drop(asked) if asked else set()
-        allowed |= answer
+        asked = [key for key in chosen if key not in able]
+        answer = neighbours.could_drop(asked) if asked else set()
+        able |= answer
         for key in asked:
             if key not in answer:
-                held[key] = Held(key, held[key].size, held[key].age_s, NEVER)
+                held[key] = replace(held[key], cost=NEVER)
         if len(answer) == len(asked):
             break
-    else:
-        chosen = [key for key in chosen if key in allowed]
-    sizes = {key: held[key].size for key in chosen if key in allowed}
+    sizes = {key: held[key].size for key in chosen if key in able}
     if whole and wanted is None and sum(sizes.values()) < need:
         return {}
-    if dry_run:
+    if dry_run or not sizes:
         return sizes
-    return {key: freed for key in sizes if (freed := store.evict(key))}
+    promised = neighbours.may_drop(list(sizes))
+    return {key: freed for key in sizes if key in promised and (freed := store.evict(key))}
 
 
 def usages(store: Store) -> Iterable[tuple[str, int, float]]:

@@ -161,9 +161,12 @@ def test_the_agent_of_a_node_makes_room_for_its_processes(first: tuple[Settings,
         def elsewhere(self, keys: Sequence[str]) -> set[str]:
             return set(keys[:1])
 
+        def could_drop(self, keys: Sequence[str]) -> set[str]:
+            return {key for key in keys if key == manifest.shards[3].key}
+
         def may_drop(self, keys: Sequence[str]) -> set[str]:
             asked.append(list(keys))
-            return {key for key in keys if key == manifest.shards[3].key}
+            return set(keys)
 
     agent._store, agent._node = store, NodeId("n")
     agent._neighbours = lambda: Others(store, settings)  # type: ignore[method-assign]
@@ -175,7 +178,7 @@ def test_the_agent_of_a_node_makes_room_for_its_processes(first: tuple[Settings,
         write_address(store, AgentAddress(server.url, NodeId("n"), os.getpid()))
         assert room.make_room(store, settings, 1000, None)
         assert [held(store, manifest), store.has_shard(manifest.shards[3])] == [3, False]
-        assert asked
+        assert asked == [[manifest.shards[3].key]], "only what goes is asked for"
         assert not room.make_room(store, settings, 1000, None)
         assert held(store, manifest) == 3
     finally:
