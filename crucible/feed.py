@@ -80,6 +80,11 @@ class Feeder:
         """Bytes of shards that are being fetched ahead, or were and have not been opened."""
         return 0 if self._state is None else self._state.bytes_ahead
 
+    def shed(self) -> None:
+        """There is no room on the disk for a shard that is needed now: make do without fetching ahead."""
+        if self._state is not None:
+            self._state.shed()
+
     def close(self) -> None:
         """Fetch nothing more, and wait for the threads to end. Shards can still be asked for."""
         if self._state is not None:

@@ -148,6 +148,12 @@ class Feeding:
             # it was begun ahead, or had been given up: now somebody asks
         return self.source.path(manifest, shard)  # closed, or a process that may start no more threads
 
+    def shed(self) -> None:
+        """There is no room on the disk: give up what was fetched ahead, and fetch nothing ahead any more."""
+        with self.lock:
+            self.most_bytes = 0
+            self._let_go()
+
     def stop(self) -> None:
         """Let everything end. From a destructor too, so it waits for nothing."""
         self.stopped = True

@@ -7,6 +7,7 @@ raises: rows are never skipped.
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
@@ -21,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 
 from crucible.cache.seen import Stamp, stamp_of
-from crucible.errors import CorruptFile, StoreError, UsageError
+from crucible.errors import CorruptFile, NoRoom, StoreError, UsageError
 from crucible.feed import Feeder
 from crucible.manifest import Manifest
 from crucible.order import Int64s, shard_rows
@@ -43,6 +44,7 @@ BLOCK_BYTES = 32 << 20
 OPEN_SHARDS = 2048
 """Most shards mapped at once in a process; Linux allows 65,530 maps."""
 
+_log = logging.getLogger("crucible.feed")
 LOOK_S = 1.0
 """How long an open shard is believed to be what it was. A look costs 3 us; a shard of a block, 25 us and more."""
 
@@ -216,7 +218,13 @@ class ShardReader:
         if leases is not None:
             leases.hold(info.key)  # before it is looked for: from here on nobody evicts it
         try:
-            shard = self._fetched(number, feeder)
+            while True:
+                try:
+                    shard = self._fetched(number, feeder)
+                    break
+                except NoRoom as refusal:
+                    if not self._shed(refusal):
+                        raise
         except BaseException:
             if leases is not None:
                 leases.release(info.key)
@@ -229,11 +237,27 @@ class ShardReader:
             self._open[number] = shard
             self._look_at[number] = now + LOOK_S
             while len(self._open) > self._most_open:
-                oldest, _ = self._open.popitem(last=False)
-                if (lease := self._leased.pop(oldest, None)) is not None:
-                    lease[0].release(lease[1])
+                self._close_oldest()
         feeder.opened(self.manifest, info)
         return shard
+
+    def _shed(self, refusal: NoRoom) -> bool:
+        """There is no room for what this reader keeps on the disk: keep half as much. False if it keeps nothing."""
+        self.feeder.shed()
+        with self._lock:
+            kept = len(self._open)
+            if not kept and self._most_open == 1:
+                return False
+            self._most_open = max(1, kept // 2)
+            while len(self._open) > kept // 2:
+                self._close_oldest()
+        _log.warning("keeping at most %d shards open: %s", self._most_open, refusal)
+        return True
+
+    def _close_oldest(self) -> None:
+        oldest, _ = self._open.popitem(last=False)
+        if (lease := self._leased.pop(oldest, None)) is not None:
+            lease[0].release(lease[1])
 
     def _fetched(self, number: int, feeder: Feeder) -> _OpenShard:
         info = self.manifest.shards[number]
