@@ -24,6 +24,7 @@ from crucible.cluster.admin import Admin
 from crucible.cluster.agents import RETRY_S, Agents
 from crucible.cluster.care import Care
 from crucible.cluster.executor import last_words, reason_of
+from crucible.cluster.greeting import check_versions
 from crucible.cluster.jobs import Job, Jobs
 from crucible.cluster.journal import ENDED, notes
 from crucible.cluster.keys import Keys
@@ -53,6 +54,7 @@ from crucible.manifest import manifest_from_json
 from crucible.manifest import manifest_from_json
 from crucible.refs import DataRequest, NodeId, ShardInfo
 from crucible.report import JobReport, Progress
+from crucible.versions import versions_here
 from crucible.workers.secret import News, take_token
 from crucible.workers.tasks import (
     COORDINATOR,
@@ -101,6 +103,10 @@ class CoordinatorCore:
         threading.Thread(target=self._watch, name="watch", daemon=True).start()
 
     # --- what agents and tasks ask
+
+    def hello(self) -> dict[str, Any]:
+        """This process's versions, plain: whoever asks may be of another one."""
+        return versions_here().told()
 
     def answers(self) -> bool:
         """True, from a coordinator that is there. Raises StaleCoordinator from one that has been replaced."""
@@ -359,6 +365,7 @@ def reach_coordinator(*, embedded: bool, wait_s: float = COORDINATOR_WAIT_S) -> 
         coordinator = start_coordinator(embedded=embedded)
         try:
             ray.get(coordinator.answers.remote(), timeout=max(1.0, deadline - time.monotonic()))
+            check_versions(coordinator, max(1.0, deadline - time.monotonic()))
             return coordinator
         except (
             ray.exceptions.RayActorError,

@@ -10,6 +10,9 @@ from typing import Any
 
 import ray as untyped_ray
 
+from crucible.cluster.skew import check_coordinator
+from crucible.versions import Versions
+
 ray: Any = untyped_ray  # its annotations know neither `exceptions` nor what a remote call returns
 
 
@@ -28,6 +31,11 @@ def heard(reply: Any, wait_s: float) -> Mapping[str, Any]:
             return {}
         raise
     return told if isinstance(told, Mapping) else {}
+
+
+def check_versions(coordinator: Any, wait_s: float) -> None:
+    """Raise VersionSkew if this process does not understand that coordinator. Raises a RayError."""
+    check_coordinator(Versions.heard(heard(hello(coordinator), wait_s)))
 
 
 @cache

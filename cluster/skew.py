@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from crucible.versions import Versions
+from crucible.errors import VersionSkew
+from crucible.versions import Versions, versions_here
 
 CLOCK_BOUND_S = 5.0
 """Seconds by which a clock may differ unmentioned: more than a healthy NTP client ever does, and than a busy node takes
@@ -109,6 +110,16 @@ def judge(
         todo = "no data depends on it; set the clock (NTP), or dates in logs mislead"
         found.append(Finding("note", "clock", f"{abs(clock.offset_s):.0f} s {way}", "the time", todo))
     return Verdict(tuple(sorted(found, key=lambda one: _GRAVITY.index(one.level))), theirs)
+
+
+def check_coordinator(theirs: Versions) -> None:
+    """Raise VersionSkew if this process cannot speak with a coordinator of these versions."""
+    mine = versions_here()
+    if (why := judge(theirs, mine, same_bytes=True).refused) is not None:
+        its = f"crucible {theirs.crucible}" if theirs.crucible else "the crucible of the cluster"
+        todo = f"install {its} here, or this one there and start its Ray anew"
+        said = "unknown" if why.ours in ("", "0") else why.ours
+        raise VersionSkew("the coordinator of this Ray cluster", f"it has {why.what}", said, why.theirs, todo)
 
 
 def _minor(python: str) -> Sequence[str]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import ray as untyped_ray
 
+from crucible.cache.replaced import put_aside_replaced
 from crucible.cache.store import Store
 from crucible.cache.usage import room_of
 from crucible.config import node_settings
@@ -164,6 +165,7 @@ class AgentCore(Caring, Keeping):
         repo: RepoRef | None = None
         for data in manifests:
             manifest = manifest_from_json(data)
+            put_aside_replaced(self._store, manifest)
             self._store.put_manifest(manifest, tuple(revisions))
             repo = manifest.repo
             reach("agent.keeping")

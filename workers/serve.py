@@ -40,6 +40,7 @@ from crucible.cache.usage import room_of, usage_of
 from crucible.config import node_settings
 from crucible.errors import AgentUnavailable, DiskFull, StoreError
 from crucible.refs import NodeId, SourceFile
+from crucible.versions import HEADER, PROTOCOL
 from crucible.workers.bounds import Bounds, Doors, address_of
 from crucible.workers.listen import SERVER, Connection, Listener
 from crucible.workers.partials import PartialRefused, Partials
@@ -357,6 +358,7 @@ def _parsed(data: bytes, depth: int) -> Any:
 
 async def _sign(_: web.Request, reply: web.StreamResponse) -> None:
     reply.headers["Server"] = SERVER
+    reply.headers[HEADER] = str(PROTOCOL)
 
 
 def _refusal(status: int, reason: str, **headers: str) -> web.Response:

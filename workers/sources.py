@@ -18,13 +18,14 @@ from urllib.parse import urljoin
 
 import httpx
 
-from crucible.errors import ChecksumMismatch, SizeMismatch, SourceUnavailable
+from crucible.errors import ChecksumMismatch, SizeMismatch, SourceUnavailable, VersionSkew
 from crucible.hub import lfs, wire
 from crucible.hub.budget import read_limit
 from crucible.hub.client import resolve_url
 from crucible.hub.http import ANSWER_S, MAX_REDIRECTS, HubHttp, Refusal, named_error, origin, refusal_of, user_agent
 from crucible.refs import RepoRef, SourceFile
 from crucible.report import Tally
+from crucible.versions import check_reply
 from crucible.workers.tls import Trust, reason_of
 
 _PAST_END = re.compile(r"bytes \*/(\d+)")
@@ -266,6 +267,7 @@ class PeerSource:
             # no proxy between nodes, and no credentials out of ~/.netrc
             shard = f"{self.name}/v1/shards/{file.path}"
             with self._trust.client(self.name).stream("GET", shard, headers=headers, timeout=self._timeout) as response:
+                check_reply(response.headers, self.name)
                 if "content-encoding" in response.headers:
                     raise Refusal(None, {}, "it packs what it was asked for as it is")
                 # a peer that drips is no better than one that is silent: there is another, or the Hub
@@ -273,6 +275,8 @@ class PeerSource:
                 yield replace(body, chunks=paced(body.chunks, self._pace_s))
         except (httpx.TransportError, httpx.InvalidURL, httpx.DecodingError) as error:
             raise Refusal(None, {}, reason_of(error)) from error
+        except VersionSkew as skew:
+            raise Refusal(None, {}, str(skew)) from skew
         except Refusal as refusal:
             # no governor hears what a peer says of waiting: it is tried again like one that said nothing
             raise Refusal(refusal.status, {}, refusal.reason) from refusal

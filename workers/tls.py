@@ -33,8 +33,9 @@ import httpx
 
 from crucible.cache.store import Store
 from crucible.config import Settings
-from crucible.errors import StoreError, UsageError
+from crucible.errors import StoreError, UsageError, VersionSkew
 from crucible.hub import wire
+from crucible.versions import check_reply
 from crucible.workers.secret import read_private
 
 AUTHORITY, AUTHORITY_KEY, CERTIFICATE, KEY, IN_USE = "ca.crt", "ca.key", "node.crt", "node.key", "in-use"
@@ -133,6 +134,11 @@ def answer_of(
     body = bytearray()
     headers = {"authorization": f"Bearer {secret}"}
     with client.stream(method, url, headers=headers, json=question, timeout=timeout) as reply:
+        try:
+            check_reply(reply.headers, url)
+        except VersionSkew as skew:
+            _log.warning("%s", skew)
+            raise httpx.RemoteProtocolError(str(skew)) from skew
         reply.raise_for_status()
         for chunk in reply.iter_bytes():
             body += chunk

@@ -19,7 +19,7 @@ from crucible.cache.check import mark_used
 from crucible.cache.hubcache import HubCache
 from crucible.cache.store import Store
 from crucible.config import Settings
-from crucible.errors import ChecksumMismatch, ConversionError, SourceUnavailable, StoreError
+from crucible.errors import ChecksumMismatch, ConversionError, SourceUnavailable, StoreError, VersionSkew
 from crucible.failpoints import reach
 from crucible.formats.growth import peak_bytes
 from crucible.formats.limits import Limits
@@ -28,7 +28,16 @@ from crucible.hub.governor import Governor
 from crucible.hub.http import HubHttp, Refusal
 from crucible.manifest import pack_schema
 from crucible.parts import SMALL_BYTES, link_batches
-from crucible.refs import NodeId, RepoRef, ShardInfo, SourceFile, WorkItem, safe_repo_path
+from crucible.refs import (
+    CONVERSION_VERSION,
+    NodeId,
+    RepoRef,
+    ShardInfo,
+    SourceFile,
+    WorkItem,
+    item_key,
+    safe_repo_path,
+)
 from crucible.report import ItemResult, Observer, Tally, TransferEvent, unobserved
 from crucible.stopping import check, never
 from crucible.workers.cached import cached_copy, is_right
@@ -74,11 +83,20 @@ class Workplace:
 def run_item(item: WorkItem, place: Workplace) -> ItemResult:
     """Make sure that all shards of `item` are in the store, and say which they are.
 
-    Raises a TransferError, RepoError, ConversionError or StoreError; the store is then as it was before.
+    Raises a TransferError, RepoError, ConversionError, StoreError, or VersionSkew for a recipe whose shards another
+    crucible made; the store is then as it was before.
     """
     began = time.monotonic()
     if (found := _found(item, place)) is not None:
         return found
+    if item.key != item_key(item.files, item.options, item.shard_bytes):
+        raise VersionSkew(
+            f"shards of {', '.join(file.path for file in item.files[:3])}",
+            "their recipe is of",
+            "another conversion",
+            str(CONVERSION_VERSION),
+            "prefetch the dataset again",
+        )
     # one process of this node works on an item, the others wait here and then find it done
     with place.store.lock(f"item-{item.key[:32]}", place.stopped):
         if (found := _found(item, place)) is not None:
