@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crucible.cluster.skew import CLOCK_BOUND_S, Clock, judge
+from crucible.cluster.skew import CLOCK_BOUND_S, Clock, check_coordinator, judge
 from crucible.errors import VersionSkew
 from crucible.refs import CONVERSION_VERSION
 from crucible.versions import HEADER, PROTOCOL, Versions, check_conversion, check_reply, versions_here
@@ -88,3 +88,14 @@ def test_work_of_another_conversion_is_refused() -> None:
     check_conversion(CONVERSION_VERSION, "the job")
     with pytest.raises(VersionSkew, match="conversion 4"):
         check_conversion(4, "the job")
+
+
+def test_a_process_that_does_not_understand_the_coordinator_is_told_before_it_asks_for_anything() -> None:
+    check_coordinator(versions_here())
+    check_coordinator(replace(versions_here(), pyarrow="1.0.0", crucible="9.9.9", python="3.99.1"))
+    with pytest.raises(VersionSkew) as raised:
+        check_coordinator(replace(versions_here(), protocol=99, crucible="9.9.9"))
+    said = str(raised.value)
+    assert f"it has protocol 99, here it is {PROTOCOL}; install crucible 9.9.9 here" in said
+    with pytest.raises(VersionSkew, match="protocol unknown"):
+        check_coordinator(Versions())
