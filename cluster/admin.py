@@ -181,9 +181,7 @@ class Admin:
             freed = answer.get(node, {})
             kept = 0 if some is None else len(some) - len(freed)
             found[node] = {"node": node, "shards": len(freed), "bytes": sum(freed.values()), "kept": kept}
-            if dry_run:
-                care.agents.rebuild([node])  # it asked as if they went
-            else:
+            if not dry_run:
                 care.agents.dropped(node, list(freed))
         return {"dry_run": dry_run, "nodes": list(found.values()), "problems": problems}
 

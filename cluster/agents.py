@@ -353,6 +353,11 @@ class Agents:
             if item is not None:
                 self._items.add(node, [item])
 
+    def held_by(self, node: NodeId) -> list[str]:
+        """Keys of the shards that a node holds, sorted."""
+        with self._lock:
+            return sorted(self.catalog.keys_of(node))
+
     def dropped(self, node: NodeId, keys: Collection[str]) -> None:
         """Shards that the node holds no more."""
         with self._lock:

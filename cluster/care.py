@@ -9,13 +9,15 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 from crucible.cache.store import Store
 from crucible.cluster.agents import Agents
 from crucible.cluster.known import Known, Notes
 from crucible.cluster.ledger import EVERYTHING, Choice
-from crucible.cluster.operation import Operation, Recipe, perform
+from crucible.cluster.operation import Job, Operation, Recipe, flow, perform
 from crucible.cluster.promises import Promises
 from crucible.cluster.upkeep import Plan
 from crucible.config import Settings
@@ -28,6 +30,8 @@ ROUNDS = 4
 """Plans that one operation performs at most: a copy may fail because its source died, and the next plan knows."""
 RETRY_MOST_S = 3600.0
 """Between two tries of a repair that nobody asked for and that did not succeed."""
+CHECKED_AT_ONCE = 4096
+"""Shards of a node: each lot reads its manifests anew."""
 REMEMBERED = 32
 """Operations that have ended and can still be asked about."""
 
@@ -105,7 +109,7 @@ class Care(Known):
             return
         operation = Operation("repair")
         log.warning("%s: a node was lost; bringing back what it held", operation.name)
-        self._start(operation, plan, after=self._try_again)
+        self._start_plan(operation, plan, self._try_again)
 
     def _try_again(self, operation: Operation) -> None:
         if operation.left and not operation.cancelled.is_set():
@@ -134,11 +138,11 @@ class Care(Known):
         """Begin a repair; `operation` tells how far it is."""
         self.ready()
         ids = self.want(choice, replicas) if replicas is not None else self.meant(choice) if choice else None
-        return self._start(Operation("repair"), lambda: self.plan_repair(ids, trim=trim))
+        return self._start_plan(Operation("repair"), lambda: self.plan_repair(ids, trim=trim))
 
     def start_rebalance(self) -> dict[str, Any]:
         self.ready()
-        return self._start(Operation("rebalance"), self.plan_rebalance)
+        return self._start_plan(Operation("rebalance"), self.plan_rebalance)
 
     def start_drain(self, nodes: Sequence[str], grace_s: float | None = None) -> dict[str, Any]:
         """Give nodes no new work, and copy what only they hold, last copies first. They go on serving."""
@@ -148,7 +152,7 @@ class Care(Known):
             self._notes.note("drain", node, {"cluster": self._cluster, "since": time.time()})
         self.agents.drained = self.drained
         deadline = None if grace_s is None else time.monotonic() + grace_s
-        return self._start(Operation("drain", deadline=deadline), lambda: self.plan_drain(leaving))
+        return self._start_plan(Operation("drain", deadline=deadline), lambda: self.plan_drain(leaving))
 
     def undrain(self, nodes: Sequence[str]) -> list[str]:
         """Let nodes have work again. Those that were drained."""
@@ -158,6 +162,59 @@ class Care(Known):
             self._notes.note("drain", node, None)
         self.agents.drained = self.drained
         return list(found)
+
+    def start_verify(self, choice: Choice = EVERYTHING, *, deep: bool = False, mend: bool = False) -> dict[str, Any]:
+        """Begin to look at the shards of these manifests, or at the stores whole; `findings` has what was found.
+
+        `deep` reads every shard. What turns out wrong is in quarantine then. `mend` brings back what lacks afterwards.
+        """
+        self.ready()
+        ids = self.meant(choice) if choice else None
+
+        def work(operation: Operation) -> None:
+            self._check(operation, ids, deep)
+            if mend and not operation.stopped:
+                self._carry_out(operation, lambda: self.plan_repair(ids, trim=False))
+            else:
+                operation.left = _left(self.plan_repair(ids, trim=False))
+
+        return self._start(Operation("verify"), work)
+
+    def findings(self, name: str) -> list[dict[str, Any]]:
+        """What a check has found so far: `scrub`'s findings, with their nodes."""
+        with self._lock:
+            return list(self._operations[name].findings) if name in self._operations else []
+
+    def _check(self, operation: Operation, ids: Collection[str] | None, deep: bool) -> None:
+        wanted = None if ids is None else set(self.ledger.keys_of(ids))
+        jobs: list[Job] = []
+        with self._lock:
+            operation.phase, first = "works", len(operation.findings)
+
+        def checked(count: int, size: int) -> None:
+            operation.copied += count
+            operation.bytes_done += size
+
+        for node in sorted(self.agents.handles()):
+            if wanted is None and not deep:  # one look at all of a store also finds what nobody has heard of
+                size = self.agents.catalog.bytes(node)
+                keys = ("",) * max(1, self.agents.catalog.held(node))
+                jobs.append(Job(node, size, keys, partial(self._look_at, operation, node, None, deep), checked))
+                continue
+            held = self.agents.held_by(node)
+            mine = held if wanted is None else [key for key in held if key in wanted]
+            for some in (mine[at : at + CHECKED_AT_ONCE] for at in range(0, len(mine), CHECKED_AT_ONCE)):
+                size = sum(map(self.agents.catalog.size, some))
+                jobs.append(Job(node, size, tuple(some), partial(self._look_at, operation, node, some, deep), checked))
+        operation.copies, operation.bytes = sum(len(job.keys) for job in jobs), sum(job.size for job in jobs)
+        flow(jobs, operation, self._hands, 1 << 62)
+        if bad := {NodeId(one["node"]) for one in operation.findings[first:]}:
+            self.agents.rebuild(bad)
+
+    def _look_at(
+        self, operation: Operation, node: NodeId, keys: list[str] | None, deep: bool
+    ) -> Future[dict[str, str]]:
+        return self._hands.verify(node, keys, deep, operation.findings.extend)
 
     def preview(self, kind: str, choice: Choice = EVERYTHING, **asked: Any) -> dict[str, Any]:
         """What an operation would do: the figures of its plan, and the first of its steps."""
@@ -196,32 +253,29 @@ class Care(Known):
             if (found := self._operations.get(name)) is not None:
                 found.cancelled.set()
 
-    def _start(
+    def _start_plan(
         self, operation: Operation, plan: Callable[[], Plan], after: Callable[[Operation], None] = lambda _: None
+    ) -> dict[str, Any]:
+        return self._start(operation, lambda one: self._carry_out(one, plan), after)
+
+    def _start(
+        self,
+        operation: Operation,
+        work: Callable[[Operation], None],
+        after: Callable[[Operation], None] = lambda _: None,
     ) -> dict[str, Any]:
         with self._lock:
             self._operations[operation.name] = operation
             ended = [name for name, one in self._operations.items() if one.ended.is_set()]
             for name in ended[:-REMEMBERED]:
                 del self._operations[name]
-        threading.Thread(target=self._run, args=(operation, plan, after), name=operation.name, daemon=True).start()
+        threading.Thread(target=self._run, args=(operation, work, after), name=operation.name, daemon=True).start()
         return operation.told()
 
-    def _run(self, operation: Operation, make_plan: Callable[[], Plan], after: Callable[[Operation], None]) -> None:
+    def _run(self, operation: Operation, work: Callable[[Operation], None], after: Callable[[Operation], None]) -> None:
         try:
             with self._working:
-                for _ in range(ROUNDS):
-                    operation.phase = "plans"
-                    plan = make_plan()
-                    operation.planned(plan)
-                    if not plan or operation.stopped:
-                        break
-                    before = (operation.copied, operation.remade, operation.dropped)
-                    shards, recipes = self._details(plan)
-                    perform(plan, operation, self._hands, shards, recipes, self._settings.inflight_bytes)
-                    if before == (operation.copied, operation.remade, operation.dropped):
-                        break
-                operation.left = _left(make_plan())
+                work(operation)
             operation.phase = "cancelled" if operation.cancelled.is_set() else "done"
         except Exception as error:  # noqa: BLE001 - whatever ends it must reach the one who waits for it
             log.warning("%s: %s: %s", operation.name, type(error).__name__, error)
@@ -231,6 +285,21 @@ class Care(Known):
             operation.seconds = time.monotonic() - operation.began
             operation.ended.set()
             after(operation)
+
+    def _carry_out(self, operation: Operation, make_plan: Callable[[], Plan]) -> None:
+        """Plan and perform until nothing is left to do, or nothing more can be done."""
+        for _ in range(ROUNDS):
+            operation.phase = "plans"
+            plan = make_plan()
+            operation.planned(plan)
+            if not plan or operation.stopped:
+                break
+            before = (operation.copied, operation.remade, operation.dropped)
+            shards, recipes = self._details(plan)
+            perform(plan, operation, self._hands, shards, recipes, self._settings.inflight_bytes)
+            if before == (operation.copied, operation.remade, operation.dropped):
+                break
+        operation.left = _left(make_plan())
 
     def _details(self, plan: Plan) -> tuple[dict[str, ShardInfo], dict[object, Recipe]]:
         """The shards and recipes that a plan needs, from their manifests: each is read once."""

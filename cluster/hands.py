@@ -78,6 +78,18 @@ class RayHands:
 
         return _then(agent.evict.remote(list(keys), 0, False).future(), dropped)
 
+    def verify(
+        self, node: NodeId, keys: Sequence[str] | None, deep: bool, found: Callable[[list[dict[str, Any]]], None]
+    ) -> Future[dict[str, str]]:
+        """Have a node look at its shards. `found` is told what is wrong, as `scrub` says it."""
+
+        def told(findings: list[dict[str, Any]]) -> dict[str, str]:
+            found([{"node": node, **finding} for finding in findings])
+            return {}
+
+        asked = None if keys is None else list(keys)
+        return _then(self._agents.handles()[node].verify.remote(asked, deep).future(), told)
+
     def ask(
         self, method: str, *arguments: Any, nodes: Collection[NodeId] | None = None, wait_s: float = ASK_S
     ) -> tuple[dict[NodeId, Any], dict[NodeId, str]]:

@@ -12,12 +12,12 @@ from typing import Any
 from crucible.cache.store import Store
 from crucible.cluster.connect import cluster, import_ray
 from crucible.cluster.drive import LOCAL
-from crucible.cluster.prepare import prepare
+from crucible.cluster.ledger import Entry
+from crucible.cluster.prepare import known_manifests
 from crucible.config import Settings, settings_with
 from crucible.data_files import DataFiles, data_request
 from crucible.errors import ManifestError
 from crucible.reach import listens
-from crucible.report import Tally
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,18 @@ class Located:
     key: str
     rows: int
     size: int
+    nodes: tuple[str, ...]
+    """That hold it; `local` for this one, where no cluster was asked."""
     urls: tuple[str, ...]
+    """Of their agents."""
+
+
+@dataclass(frozen=True, slots=True)
+class Whereabouts:
+    """Who holds a dataset: its manifests with figures, and a page of the list of its shards."""
+
+    manifests: list[dict[str, Any]]
+    shards: list[Located]
 
 
 def nodes(address: str | None = None) -> list[dict[str, Any]]:
@@ -51,7 +62,7 @@ def rotate_secret(address: str | None = None, *, overlap_s: float) -> dict[str, 
 
 
 def status(address: str | None = None) -> dict[str, Any]:
-    """This node's store and agent; and the jobs of a running cluster, by `address` or RAY_ADDRESS."""
+    """This node's store and agent; and a running cluster's jobs and figures, by `address` or RAY_ADDRESS."""
     from crucible.workers.serve import read_address, store_status
 
     settings = Settings.from_env()
@@ -74,14 +85,20 @@ def status(address: str | None = None) -> dict[str, Any]:
         for m in store.manifests()
     ]
     if (where := address or settings.ray_address) is not None:
-        from crucible.workers.tasks import coordinator
+        from crucible.cluster.manage import Cluster
 
-        with cluster(where):
-            here["jobs"] = import_ray().get(coordinator().jobs.remote())
+        with Cluster(where) as ask:
+            here["jobs"] = ask.jobs()
+            here["cluster"] = ask("summary")
     return here
 
 
-def locate(
+def locate(repo: str, config: str | None = None, **asked: Any) -> list[Located]:
+    """Which node holds which shard of a dataset that was prefetched with the same arguments: those of `whereabouts`."""
+    return whereabouts(repo, config, **asked).shards
+
+
+def whereabouts(
     repo: str,
     config: str | None = None,
     *,
@@ -94,11 +111,14 @@ def locate(
     features: Mapping[str, Any] | None = None,
     address: str | None = None,
     endpoint: str | None = None,
+    limit: int | None = None,
     **format_settings: Any,
-) -> list[Located]:
-    """Which node holds which shard of a dataset that was prefetched with the same arguments."""
-    from crucible.workers.tasks import coordinator
+) -> Whereabouts:
+    """Who holds the shards of a dataset, the first `limit` of them one by one.
 
+    Of a running cluster, by `address` or RAY_ADDRESS; else whether this node's store has them. Asks no Hub: a branch is
+    what it was when it was prefetched. Raises ManifestError for what this node has no manifest of.
+    """
     settings = settings_with(Settings.from_env(), endpoint=endpoint)
     request = data_request(
         repo,
@@ -112,17 +132,32 @@ def locate(
         settings=format_settings,
         partial=partial,
     )
-    prepared = prepare(request, settings, Store(settings.home), Tally())
-    if not prepared.cached:
+    store = Store(settings.home)
+    ids = known_manifests(request, store)
+    if ids is None:
         raise ManifestError(repo, f"is not in {settings.home}; run `crucible prefetch {repo}` first")
-    with cluster(_running(address or settings.ray_address)):
-        keys = [shard.key for manifest in prepared.manifests for shard in manifest.shards]
-        holders: dict[str, list[str]] = import_ray().get(coordinator().locate.remote(keys))
-    return [
-        Located(manifest.split, number, shard.key, shard.rows, shard.size, tuple(holders[shard.key]))
-        for manifest in prepared.manifests
-        for number, shard in enumerate(manifest.shards)
-    ]
+    if (where := address or settings.ray_address) is not None:
+        from crucible.cluster.manage import Cluster
+
+        with Cluster(where) as ask:
+            told = ask("locate", list(ids.values()), 0, limit)
+        shards = [
+            Located(**{**one, "nodes": tuple(one["nodes"]), "urls": tuple(one["urls"])}) for one in told["shards"]
+        ]
+        return Whereabouts(told["manifests"], shards)
+    manifests, shards = [], []
+    for manifest in (store.get_manifest(found) for found in ids.values()):
+        here = [store.has_shard(shard) for shard in manifest.shards]
+        facts = Entry.of(manifest).facts()
+        manifests.append({**facts, "lost": here.count(False), "copies": here.count(True)})
+        room = len(here) if limit is None else max(0, limit - len(shards))
+        shards += [
+            Located(
+                manifest.split, number, shard.key, shard.rows, shard.size, (str(LOCAL),) if here[number] else (), ()
+            )
+            for number, shard in enumerate(manifest.shards[:room])
+        ]
+    return Whereabouts(manifests, shards)
 
 
 def _running(address: str | None) -> str:

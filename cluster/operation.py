@@ -78,6 +78,8 @@ class Operation:
     """How many shards could not be copied, made again or dropped."""
     left: int = 0
     """Shards that are still not held as they should be."""
+    findings: list[dict[str, Any]] = field(default_factory=list)
+    """Of a check: what is wrong where."""
     cancelled: threading.Event = field(default_factory=threading.Event)
     ended: threading.Event = field(default_factory=threading.Event)
     began: float = field(default_factory=time.monotonic)
@@ -108,11 +110,12 @@ class Operation:
         seconds = self.seconds if self.ended.is_set() else time.monotonic() - self.began
         names = ("kind", "phase", "remakes", "remade", "copies", "copied", "drops", "dropped", "bytes", "bytes_done")
         told = {"operation": self.name, **{name: getattr(self, name) for name in names}}
+        told["findings"] = len(self.findings)
         return {**told, "wrong": self.wrong, "problems": list(self.problems), "left": self.left, "seconds": seconds}
 
 
 @dataclass(frozen=True, slots=True)
-class _Job:
+class Job:
     """Something that one node does in one go."""
 
     node: NodeId
@@ -149,27 +152,27 @@ def perform(
         operation.dropped += count
 
     remakes = [
-        _Job(one.node, one.size, one.keys, lambda one=one, r=recipe: hands.remake(one.node, r), remade)  # type: ignore[misc]
+        Job(one.node, one.size, one.keys, lambda one=one, r=recipe: hands.remake(one.node, r), remade)  # type: ignore[misc]
         for one in plan.remakes
         if (recipe := recipes.get(one.item)) is not None
     ]
-    _flow(remakes, operation, hands, limit_bytes)
-    _flow(_batches(plan, shards, hands, copied), operation, hands, limit_bytes)
-    _flow(_drops(plan, hands, dropped), operation, hands, limit_bytes)
+    flow(remakes, operation, hands, limit_bytes)
+    flow(_batches(plan, shards, hands, copied), operation, hands, limit_bytes)
+    flow(_drops(plan, hands, dropped), operation, hands, limit_bytes)
 
 
 def _batches(
     plan: Plan, shards: Mapping[str, ShardInfo], hands: Hands, copied: Callable[[int, int], None]
-) -> list[_Job]:
+) -> list[Job]:
     """The copies of each node in batches, in the order in which their first ones are due."""
-    jobs: list[tuple[int, _Job]] = []
+    jobs: list[tuple[int, Job]] = []
     open_: dict[NodeId, tuple[int, list[ShardInfo]]] = {}
 
     def close(node: NodeId) -> None:
         first, batch = open_.pop(node)
         keys = tuple(shard.key for shard in batch)
         size = sum(shard.size for shard in batch)
-        jobs.append((first, _Job(node, size, keys, lambda: hands.copy(node, batch), copied)))
+        jobs.append((first, Job(node, size, keys, lambda: hands.copy(node, batch), copied)))
 
     for number, copy in enumerate(plan.copies):
         if (shard := shards.get(copy.key)) is None:
@@ -183,23 +186,23 @@ def _batches(
     return [job for _, job in sorted(jobs, key=lambda one: one[0])]
 
 
-def _drops(plan: Plan, hands: Hands, dropped: Callable[[int, int], None]) -> list[_Job]:
+def _drops(plan: Plan, hands: Hands, dropped: Callable[[int, int], None]) -> list[Job]:
     keys: dict[NodeId, list[str]] = {}
     for drop in plan.drops:
         keys.setdefault(drop.node, []).append(drop.key)
     return [
-        _Job(node, 0, tuple(some), lambda node=node, some=some: hands.drop(node, some), dropped)  # type: ignore[misc]
+        Job(node, 0, tuple(some), lambda node=node, some=some: hands.drop(node, some), dropped)  # type: ignore[misc]
         for node, many in keys.items()
         for some in (many[at : at + BATCH_SHARDS] for at in range(0, len(many), BATCH_SHARDS))
     ]
 
 
-def _flow(jobs: Iterable[_Job], operation: Operation, hands: Hands, limit_bytes: int) -> None:
+def flow(jobs: Iterable[Job], operation: Operation, hands: Hands, limit_bytes: int) -> None:
     """Start the jobs as there is room, and hear how they end."""
-    waiting: dict[NodeId, deque[_Job]] = {}
+    waiting: dict[NodeId, deque[Job]] = {}
     for job in jobs:
         waiting.setdefault(job.node, deque()).append(job)
-    running: dict[Future[dict[str, str]], _Job] = {}
+    running: dict[Future[dict[str, str]], Job] = {}
     busy: dict[NodeId, int] = dict.fromkeys(waiting, 0)
     inflight = 0
     while True:
@@ -227,7 +230,7 @@ def _flow(jobs: Iterable[_Job], operation: Operation, hands: Hands, limit_bytes:
             return  # what runs may end by itself; nobody waits for it
 
 
-def _hear(job: _Job, future: Future[dict[str, str]], operation: Operation) -> None:
+def _hear(job: Job, future: Future[dict[str, str]], operation: Operation) -> None:
     error = future.exception()
     if error is not None:
         text = str(error) if isinstance(error, CrucibleError) else _first_line(error)

@@ -29,7 +29,7 @@ from crucible.cluster.resolve import (
 )
 from crucible.config import Settings
 from crucible.data_files import Patterns, literal_folder
-from crucible.errors import CorruptFile, ManifestError, OfflineMode, ScriptRepo, UsageError
+from crucible.errors import CorruptFile, ManifestError, OfflineMode, ScriptRepo, SourceUnavailable, UsageError
 from crucible.feature_types import dump_features, parse_features
 from crucible.formats.footer import ParquetFooter, footer_tail, parse_footer
 from crucible.hub.cached import CachedRepo
@@ -78,12 +78,14 @@ def prepare(
     again: bool = False,
     governor: Governor | None = None,
     commit: str = "",
+    reading: bool = False,
 ) -> Prepared:
     """Pin, list and resolve. One request when the store has the commit's manifests, none when the revision is a commit.
 
     Offline, what the store does not have is resolved from the Hub cache, if a whole repo was pulled there.
     `commit` is where the revision was pinned to before, by a job that now goes on: it may point elsewhere by now.
     `again`: the manifests are known, but shards of them are gone and must be re-made. Their own recipes say how.
+    `reading`: a revision that the Hub cannot be asked about is the commit that the store last heard it was, if any.
     Raises a RepoError, OfflineMode, or a TransferError when the Hub cannot be asked.
     """
     if settings.offline and not is_folder(request.repo.repo_id):
@@ -95,7 +97,13 @@ def prepare(
     only = None if not request.builder or request.data_files is None else _named(request.data_files)
     with open_repo(request.repo, settings, tally, governor, only) as repo:
         known = is_full_sha(commit) and not is_folder(request.repo.repo_id)
-        pinned = replace(request.repo, revision=commit) if known else repo.pin(request.repo)
+        try:
+            pinned = replace(request.repo, revision=commit) if known else repo.pin(request.repo)
+        except SourceUnavailable as error:
+            if not reading or (last := _last_heard(request, store)) is None:
+                raise
+            _log.warning("%s; reading commit %s, which it last was here", error, last.repo.revision[:12])
+            return last
         if (warm := _from_store(request, pinned, store)) is not None:
             return _again(warm) if again else warm
         configs = survey_repo(repo, pinned, request)
@@ -204,22 +212,12 @@ def _from_store(request: DataRequest, pinned: RepoRef, store: Store, *, offline:
     `offline` raises ManifestError for one that cannot be trusted: nobody can be asked for a better one.
     """
     survey = store.get_survey(pinned, request.variant)
-    if survey is None:
+    found = None if survey is None else _known(request, pinned, store, survey)
+    if survey is None or found is None:
         return None
+    config, ids = found
     try:
-        known = tuple(
-            ResolvedConfig(name, tuple(_split_name(split) for split in splits), name == survey["default"])
-            for name, splits in survey["configs"].items()
-        )
-    except (KeyError, TypeError, AttributeError):
-        return None  # written by something else: resolve again
-    config, splits = choose(pinned, known, request.config, request.split)
-    ids = store.find_manifests(pinned, config.name, request.columns, request.variant)
-    ids.update((split, manifest) for split, manifest, _ in request.locked)
-    if any(split.name not in ids for split in splits):
-        return None
-    try:
-        manifests = tuple(store.get_manifest(ids[split.name]) for split in splits)
+        manifests = tuple(store.get_manifest(manifest_id) for manifest_id in ids.values())
     except ManifestError as error:  # of another format, altered, or not brought by whom the lock file is from
         if offline:
             raise
@@ -249,6 +247,25 @@ def _again(warm: Prepared) -> Prepared:
     return replace(warm, splits=splits, items=tuple(one.items for one in warm.manifests), manifests=())
 
 
+def _known(
+    request: DataRequest, pinned: RepoRef, store: Store, survey: Mapping[str, Any]
+) -> tuple[ResolvedConfig, dict[str, str]] | None:
+    """(config, split -> manifest id) of a request, or None when the store does not know all of it."""
+    try:
+        known = tuple(
+            ResolvedConfig(name, tuple(_split_name(split) for split in splits), name == survey["default"])
+            for name, splits in survey["configs"].items()
+        )
+    except (KeyError, TypeError, AttributeError):
+        return None  # written by something else: resolve again
+    config, splits = choose(pinned, known, request.config, request.split)
+    ids = store.find_manifests(pinned, config.name, request.columns, request.variant)
+    ids.update((split, manifest) for split, manifest, _ in request.locked)
+    if any(split.name not in ids for split in splits):
+        return None
+    return config, {split.name: ids[split.name] for split in splits}
+
+
 def _split_name(name: str) -> ResolvedSplit:
     return ResolvedSplit(name, (), ReadOptions("remembered"), None)
 
@@ -262,6 +279,26 @@ def _offline(request: DataRequest, store: Store) -> Prepared:
     if prepared is None:
         raise OfflineMode(f"{request.repo}, config {request.config or 'default'}, split {request.split or 'all'}")
     return prepared
+
+
+def _last_heard(request: DataRequest, store: Store) -> Prepared | None:
+    """What the revision was when this node was last told; None where it never was, or has not all of it."""
+    survey = store.get_survey(request.repo, request.variant)
+    if survey is None:
+        return None
+    return _from_store(request, replace(request.repo, revision=str(survey.get("commit"))), store)
+
+
+def known_manifests(request: DataRequest, store: Store) -> dict[str, str] | None:
+    """Split -> manifest id of what a store knows of a request; None if it does not know all of it. Asks nobody.
+
+    Reads no manifest, which may be big. Raises what `choose` does.
+    """
+    survey = store.get_survey(request.repo, request.variant)
+    if survey is None or "commit" not in survey:
+        return None
+    found = _known(request, replace(request.repo, revision=str(survey["commit"])), store, survey)
+    return None if found is None else found[1]
 
 
 def remember(prepared: Prepared, manifests: tuple[Manifest, ...], store: Store) -> None:

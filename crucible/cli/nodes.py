@@ -31,10 +31,16 @@ def command(address: str | None, as_json: bool) -> None:
         for node in found:
             print_json(node)
         return
-    print_table(("node", "agent", "shards", "bytes", "free"), [_line(node) for node in found], left=2)
+    print_table(("node", "agent", "state", "shards", "bytes", "free"), [_line(node) for node in found], left=3)
+    for node in found:
+        for note in node.get("notes", ()):
+            click.echo(f"node {node['node'][:8]}: {note}")
 
 
 def _line(node: dict[str, Any]) -> tuple[str, ...]:
-    if not node["alive"]:
-        return node["node"][:12], f"no answer: {node['problem']}", "", "", ""
-    return node["node"][:12], node["url"], f"{node['shards']:,}", human(node["bytes"]), human(node["free_bytes"])
+    name, state = node["node"][:8], " ".join(filter(None, (node["state"], node.get("rack", ""))))
+    if node["state"] == "refused":
+        return name, node["problem"], "refused", "", "", ""
+    agent = node["url"] if node["alive"] else f"{node['url']} {node['problem']}"
+    free = human(node["free_bytes"]) if "free_bytes" in node else "?"
+    return name, agent, state, f"{node['shards']:,}", human(node["bytes"]), free

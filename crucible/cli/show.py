@@ -53,6 +53,6 @@ def human(size: int) -> str:
     return f"{size} B" if unit == "B" else f"{amount:.1f} {unit}"
 
 
-def count(number: int, noun: str) -> str:
-    """`1 shard`, `7,473 rows`."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+def count(number: int, noun: str, many: str = "") -> str:
+    """`1 shard`, `7,473 rows`; `many` where more than one is not the noun and an s."""
+    return f"{number:,} {noun if number == 1 else many or noun + 's'}"

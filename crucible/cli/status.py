@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from crucible.cli import options
 from crucible.cli.show import count, human, print_facts, print_json, print_table
+
+LAST = 5
+"""Jobs that are shown; `crucible jobs` shows all."""
 
 
 @click.command("status")
 @options.address
 @options.as_json
 def command(address: str | None, as_json: bool) -> None:
-    """Show this node's store, and the jobs of a cluster.
+    """Show this node's store; and a cluster's figures and jobs.
 
-    The jobs are those of the cluster at --address or RAY_ADDRESS, since its coordinator started.
+    The cluster is that at --address or RAY_ADDRESS. `crucible jobs` and `crucible nodes` show more of it.
 
     \b
     Example:
@@ -53,10 +58,30 @@ def command(address: str | None, as_json: bool) -> None:
             ],
             left=4,
         )
-    if "jobs" in here:
+    if "cluster" in here:
+        click.echo()
+        _show_cluster(here["cluster"])
         click.echo()
         if not here["jobs"]:
-            click.echo("no jobs since the coordinator started")
-        for job in here["jobs"]:
+            click.echo("no jobs yet")
+        for job in here["jobs"][-LAST:]:
             done = f"{job['items_done']} of {count(job['items'], 'item')}, {human(job['bytes_done'])}"
             click.echo(f"{job['job']}  {job['phase']}  {done}" + (f"\n  {job['error']}" if job["error"] else ""))
+
+
+def _show_cluster(told: dict[str, Any]) -> None:
+    drained = f", {told['drained']} of them drained" if told["drained"] else ""
+    wrong = [f"{told[name]:,} {what}" for name, what in (("lost", "lost"), ("under", "on too few")) if told[name]]
+    after = "by itself never" if told["repair_after"] is None else f"by itself {told['repair_after']:g} s after a loss"
+    facts = [
+        ("cluster", count(told["nodes"], "node") + drained),
+        ("shards", f"{told['shards']:,} in {told['copies']:,} copies, {human(told['bytes'])}"),
+        ("wrong", ", ".join(wrong) or "nothing"),
+        ("repairs", after),
+    ]
+    facts += [
+        (one["kind"], f"{one['phase']}, {one['copied']:,} of {one['copies']:,} copies")
+        for one in told["operations"]
+        if one["phase"] not in ("done", "cancelled", "failed")
+    ]
+    print_facts(facts)
