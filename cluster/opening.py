@@ -47,7 +47,7 @@ def open_early(request: DataRequest, settings: Settings, whole: Callable[[Prepar
     unheard_of = store.get_survey(request.repo, request.variant) is None
     if unheard_of and (found := _from_job(request, settings)) is not None:
         return found  # no request to the Hub at all
-    prepared = prepare(request, settings, store, Tally())
+    prepared = prepare(request, settings, store, Tally(), reading=True)
     if prepared.cached:
         return Opened(prepared.manifests, NodeShards(settings))
     if not unheard_of and (found := _from_job(request, settings)) is not None:

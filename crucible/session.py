@@ -268,7 +268,7 @@ def local_job(
 ) -> tuple[tuple[Manifest, ...], JobReport]:
     """The same job in this process, without Ray. Shards that only a peer holds are left there until they are read."""
     began, tally = time.monotonic(), Tally()
-    prepared = prepare(request, settings, Store(settings.home), tally)
+    prepared = prepare(request, settings, Store(settings.home), tally, reading=True)
     if prepared.cached:
         report = cached_report(job_name(request), prepared, tally.counts, time.monotonic() - began)
         return prepared.manifests, report
