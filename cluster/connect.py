@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from crucible.errors import ClusterError, ClusterRefused, ClusterUnreachable
+from crucible.errors import ClusterError, ClusterRefused, ClusterUnreachable, VersionSkew
 from crucible.reach import check_listens
 
 GCS_TIMEOUT_S = 10.0
@@ -66,12 +67,24 @@ class cluster:
                 _check_admitted(where)
                 ray.init(address=self._address, namespace="crucible", **quiet)
         except (OSError, ValueError, RuntimeError, TimeoutError) as error:
+            if (skew := _skew_in(str(self._address), str(error))) is not None:
+                raise skew from error
             first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
             if embedded:
                 raise ClusterError(f"Ray could not be started in this process: {first}") from error
             hint = "start one with `ray start --head`, or leave the address out to run on this machine alone"
             raise ClusterUnreachable(str(self._address), f"{first} ({hint})") from error
         return embedded
+
+
+def _skew_in(address: str, text: str) -> VersionSkew | None:
+    """What Ray says when the cluster has another Ray or Python than this process (2.60: two of each, theirs first)."""
+    found = re.findall(r"^ *(?:Ray|Python): *(\S+)", text, re.MULTILINE)
+    if "ersion mismatch" not in text or len(found) != 4:
+        return None
+    theirs, ours = (f"Ray {ray} and Python {python}" for ray, python in (found[:2], found[2:]))
+    todo = f"install ray=={found[0]} on Python {found[1]} here, or the same as here on the cluster"
+    return VersionSkew(f"the Ray cluster at {address!r}", "it runs", theirs, ours, todo)
 
 
 def _resolved(address: str) -> str:
