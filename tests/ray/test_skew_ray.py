@@ -6,6 +6,8 @@ another version before anything of crucible runs.
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -104,3 +106,26 @@ def test_a_task_that_ray_puts_on_a_node_of_another_conversion_is_refused_there(
             ray.get(run_item_task.remote(manifest.items[0], wrong, "no-job"))
         assert isinstance(raised.value.cause, VersionSkew)
         assert "node " in str(raised.value.cause)
+
+
+_OTHER_RAY = """
+import sys
+import ray._private.utils as utils
+utils.compute_version_info = lambda: ("2.1.0", "3.99.1")
+from crucible.cli import main
+sys.argv = ["crucible", "nodes", "--address", sys.argv[1]]
+main()
+"""
+
+
+def test_a_process_with_another_ray_or_python_than_the_cluster_is_told_both(hub: FaultyHub, start_nodes: Any) -> None:
+    import ray
+
+    nodes = start_nodes(2, hub.endpoint)
+    command = [sys.executable, "-c", _OTHER_RAY, nodes.address]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1, done.stderr
+    (said,) = [line for line in done.stderr.splitlines() if line.startswith("Error:")]
+    assert f"it runs Ray {ray.__version__} and Python" in said
+    assert "here it is Ray 2.1.0 and Python 3.99.1" in said
+    assert f"install ray=={ray.__version__}" in said
