@@ -92,6 +92,17 @@ def a_shard_of_something_else(played: Played) -> AbstractContextManager[None]:
 
 
 @contextmanager
+def a_lost_shard(played: Played) -> Iterator[None]:
+    name = f"{next(iter(played.truth.shards))}.arrow"
+    paths = [path for home in played.homes for path in (home / "shards").rglob(name)]
+    for path in paths:
+        path.rename(path.with_suffix(".hidden"))
+    yield
+    for path in paths:
+        path.with_suffix(".hidden").rename(path)
+
+
+@contextmanager
 def another_manifest(played: Played) -> Iterator[None]:
     from crucible.cache.store import Store
 
@@ -174,6 +185,7 @@ PLANTED: tuple[tuple[str, Plant], ...] = (
     ("the_certificates_prove_each_epoch", a_lost_record),
     ("every_visible_shard_is_right", a_byte_flipped_after_verification),
     ("every_visible_shard_is_right", a_shard_of_something_else),
+    ("every_shard_is_held_as_often_as_was_asked", a_lost_shard),
     ("every_manifest_is_that_of_a_run_without_faults", another_manifest),
     ("the_hub_paid_each_byte_once_and_what_was_lost", a_second_download),
     ("the_hub_was_left_alone_when_it_said_so", a_crowd_in_a_quiet_time),

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import shutil
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
 
-import crucible
 from crucible.cache.store import Store
-from crucible.errors import StoreError
+from crucible.errors import CrucibleError, StoreError
 from crucible.hub.server import RequestRecord
-from crucible.report import Progress
+from crucible.workers.scrub import scrub
+from tests.chaos.asking import Job, care, undrain
 from tests.chaos.data import Truth, repo_files, truth_of
 from tests.chaos.schedule import AT_THE_START, Story, Strike
 from tests.chaos.stage import PART, STREAMS, Stage, fault_of
@@ -24,8 +24,9 @@ from tests.chaos.training import Received, Run, Training
 from tests.hubserver.faults import Fault
 from tests.ray.jobs import file_bytes, start_coordinator_on
 
-PHASE_S = 120
+PHASE_S = 200
 """A phase that takes longer hangs. Without faults it takes five seconds."""
+MEND_S = 90
 POLL_S = 0.02
 SPOIL = ("cut", "flip", "stall", "slow", "wrong-length", "ignore-range")
 """Hub faults whose reply may have cost bytes for nothing."""
@@ -75,6 +76,7 @@ class Player:
         self._faults: list[Fault] = []
         self._jobs = 0
         self._toll = 0
+        self._spoilt = 0
         self._flips: list[Strike] = []
         """Those that wait for the next start of the ranks."""
         self._began = time.monotonic()
@@ -96,11 +98,14 @@ class Player:
         self._training.before_start = self._flip
         self.played = Played(story, truth, repo, stage.homes, self._training.folder)
         try:
-            self._perform(repo)
+            went_well = self._perform(repo)
+            self._note_faults()
         finally:
             self._training.end()
-            self._gather()
             stage.whole()
+        if went_well:
+            self._mend()
+        self._gather()
         return self.played
 
     def _note(self, what: object) -> None:
@@ -108,7 +113,8 @@ class Player:
 
     # --- the two phases
 
-    def _perform(self, repo: str) -> None:
+    def _perform(self, repo: str) -> bool:
+        """False if something did not end in time."""
         story, stage = self._story, self._stage
         self._note("begins")
         if story.coordinator:
@@ -121,14 +127,33 @@ class Player:
         went_well = self._phase(repo, due, "prefetch")
         self._note("the prefetch has ended")
         if not went_well:
-            return
+            return False
         if not story.early:
             self._flips += [strike for strike in story.training if strike.kind == "flip-shard"]
             self._training.start(stage.up())
-            self._phase(
-                repo, [("training", strike) for strike in story.training if strike.kind != "flip-shard"], "training"
-            )
+            others = [("training", strike) for strike in story.training if strike.kind != "flip-shard"]
+            went_well = self._phase(repo, others, "training")
         self._note("the training has ended")
+        return went_well
+
+    def _mend(self) -> None:
+        """What an admin does afterwards: look at every shard, and bring back what is missing or wrong."""
+        played = self.played
+        try:
+            for node in [node["node"] for node in care("nodes") if node["state"] == "drained"]:
+                care("undrain", [node])
+            for slot in {slot for slot, _ in played.flipped}:
+                list(scrub(Store(played.homes[slot]), deep=True))
+            begun = care("start_repair")
+            ended = care("operation", begun["operation"], MEND_S)
+        except CrucibleError as error:
+            played.problems.append(f"repair failed: {type(error).__name__}: {error}")
+            return
+        self._note(
+            f"verified and repaired: {ended['remade']} made again, {ended['copied']} copied, {ended['left']} left"
+        )
+        if ended["phase"] != "done" or ended["left"]:
+            played.problems.append(f"repair ended with {ended}")
 
     def _phase(self, repo: str, due: list[tuple[str, Strike]], name: str) -> bool:
         """Until the job, or the training, or both have ended. False if that took too long."""
@@ -179,11 +204,11 @@ class Player:
         self._training.hurry()
         self._stage.hub.faults.remove(SLOW)
 
-    def _job(self, repo: str) -> _Job:
+    def _job(self, repo: str) -> Job:
         self._jobs += 1
-        return _Job(repo, self._stage.address, self._story.replicas)
+        return Job(repo, self._stage.address, self._story.replicas)
 
-    def _failed(self, repo: str, problem: BaseException) -> _Job | None:
+    def _failed(self, repo: str, problem: BaseException) -> Job | None:
         """A job that a broken disk has ended is run again when the disk is whole; any other failure is a finding."""
         if self._excused and isinstance(problem, StoreError) and self._jobs < 4:
             self._stage.tick(all_of_it=True)
@@ -194,7 +219,7 @@ class Player:
     def _share_of_bytes(self) -> float:
         return file_bytes(self._stage.hub) / self.played.truth.source_bytes
 
-    def _told(self, job: _Job | None) -> str:
+    def _told(self, job: Job | None) -> str:
         seen = job.seen[-1] if job is not None and job.seen else None
         return f"the job's last word: {seen}; nodes up: {self._stage.up()}; struck: {[*map(str, self.played.struck)]}"
 
@@ -232,6 +257,8 @@ class Player:
                     self._faults.append(fault)
                     stage.hub.faults.add(fault, first=True)
                 return True
+            case "drain":
+                return self._drain(strike)
             case "failpoint":
                 self._toll += truth.largest_file
                 stage.arm(strike.what, strike.times)
@@ -257,6 +284,17 @@ class Player:
             stage.lose_disk(strike.node)
         stage.later(strike.seconds, lambda: stage.start_node(strike.node))
         return True
+
+    def _drain(self, strike: Strike) -> bool:
+        stage = self._stage
+        if strike.node not in stage.up():
+            return False
+        node = stage.node_id(strike.node)
+        with suppress(CrucibleError):  # it has just died, or nobody knows it yet
+            care("start_drain", [node])
+            stage.later(strike.seconds, lambda: undrain(node))
+            return True
+        return False
 
     def _break_disk(self, strike: Strike) -> bool:
         stage = self._stage
@@ -296,22 +334,26 @@ class Player:
 
     # --- evidence
 
+    def _note_faults(self) -> None:
+        """What the Hub's faults did, before they are taken away."""
+        hub = self._stage.hub
+        self._spoilt = sum(hub.hits(fault) for fault in self._faults if fault.kind in SPOIL)
+        for fault in self._faults:
+            if fault.kind == "429" and (first := hub.faults.first_hit(fault)):
+                self.played.quiet.append((first, first + fault.wait))
+
     def _gather(self) -> None:
         played, hub = self.played, self._stage.hub
         played.received, played.runs = self._training.received(), list(self._training.runs)
         played.problems += self._failures()
         self._note(f"died at failpoints: {', '.join(self._stage.reached()) or 'none'}")
         played.log, played.paid = list(hub.log), file_bytes(hub)
-        spoilt = sum(hub.hits(fault) for fault in self._faults if fault.kind in SPOIL)
         played.allowed = (
             played.truth.source_bytes
             + self._toll
-            + spoilt * (played.truth.largest_file + STREAMS * PART)
+            + self._spoilt * (played.truth.largest_file + STREAMS * PART)
             + self._early_footers()
         )
-        for fault in self._faults:
-            if fault.kind == "429" and (first := hub.faults.first_hit(fault)):
-                played.quiet.append((first, first + fault.wait))
         if played.runs:
             played.processes = 1 + max(run.world for run in played.runs) * len(played.runs)
         shutil.rmtree(self._folder / "calm", ignore_errors=True)
@@ -333,27 +375,3 @@ class Player:
             for failure in self._training.failures
             if not (self._excused and any(name in failure for name in names))
         ]
-
-
-class _Job:
-    """A prefetch in a thread of its own, which nobody waits for at the end of the process."""
-
-    def __init__(self, repo: str, address: str, replicas: int) -> None:
-        self.seen: list[Progress] = []
-        self._problem: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, args=(repo, address, replicas), daemon=True)
-        self._thread.start()
-
-    def _run(self, repo: str, address: str, replicas: int) -> None:
-        try:
-            crucible.prefetch(repo, split="train", address=address, replicas=replicas, on_progress=self.seen.append)
-        except BaseException as error:
-            self._problem = error
-
-    @property
-    def ended(self) -> bool:
-        return not self._thread.is_alive()
-
-    def problem(self) -> BaseException | None:
-        """What it failed with, once it has ended."""
-        return self._problem

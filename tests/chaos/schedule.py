@@ -19,7 +19,7 @@ SLOTS = 3
 Kind = Literal[
     "kill-worker", "kill-agent", "kill-coordinator", "kill-node", "kill-rank",
     "stop-worker", "stop-agent", "stop-coordinator", "stop-rank",
-    "hub", "disk-full", "read-only", "clock-jump", "flip-shard", "failpoint",
+    "hub", "disk-full", "read-only", "clock-jump", "flip-shard", "failpoint", "drain",
 ]  # fmt: skip
 """`kill-` is SIGKILL (of a node: the raylet, all its workers and its ranks), `stop-` SIGSTOP and later SIGCONT."""
 
@@ -99,12 +99,12 @@ class Story:
 DURING_PREFETCH: tuple[tuple[Kind, int], ...] = (
     ("kill-worker", 4), ("kill-agent", 2), ("kill-coordinator", 3), ("kill-node", 3),
     ("stop-worker", 1), ("stop-agent", 1), ("stop-coordinator", 1),
-    ("failpoint", 6), ("hub", 6), ("disk-full", 2), ("read-only", 1), ("clock-jump", 1),
+    ("failpoint", 6), ("hub", 6), ("disk-full", 2), ("read-only", 1), ("clock-jump", 1), ("drain", 1),
 )  # fmt: skip
 DURING_TRAINING: tuple[tuple[Kind, int], ...] = (
     ("kill-rank", 5), ("kill-agent", 2), ("kill-coordinator", 1), ("kill-node", 3),
     ("stop-agent", 2), ("stop-rank", 1),
-    ("hub", 2), ("disk-full", 1), ("read-only", 1), ("clock-jump", 1), ("flip-shard", 2),
+    ("hub", 2), ("disk-full", 1), ("read-only", 1), ("clock-jump", 1), ("flip-shard", 2), ("drain", 2),
 )  # fmt: skip
 AT_THE_START: tuple[Kind, ...] = ("failpoint", "flip-shard")
 """A failpoint is armed before the job begins. A byte on a disk changes before ranks start: what a process has mapped

@@ -17,7 +17,7 @@ from tests.chaos.play import Player
 from tests.chaos.schedule import story_of
 from tests.chaos.stage import Stage
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 SHORT = (0, 1, 2, 3, 4, 5)
 LONG_FIRST, LONG_ROUNDS = 1000, 40
