@@ -31,7 +31,6 @@ from crucible.cluster.keys import Keys
 from crucible.cluster.known import Orders
 from crucible.cluster.logbook import Logbook
 from crucible.cluster.prepare import Prepared
-from crucible.cluster.prepare import Prepared
 from crucible.cluster.readers import Answer
 from crucible.cluster.remembered import (
     accepted,
@@ -50,7 +49,6 @@ from crucible.cluster.turns import Turn, take_epoch
 from crucible.config import node_settings
 from crucible.errors import ClusterError, CrucibleError, JobUnknown, StaleCoordinator, StoreError
 from crucible.failpoints import reach
-from crucible.manifest import manifest_from_json
 from crucible.manifest import manifest_from_json
 from crucible.refs import DataRequest, NodeId, ShardInfo
 from crucible.report import JobReport, Progress
@@ -75,7 +73,7 @@ KNOWN_WAIT_S = 60.0
 """For a coordinator that has just begun to hear what the agents know: as long as agents have to start."""
 WATCH_S = 2.0
 """How long it may take until a node that came or went is noticed, beyond what Ray takes."""
-FAREWELL_S = 10.0
+FAREWELL_S = 3.0
 """Time for drivers to hear that they have to ask another coordinator."""
 
 
@@ -97,7 +95,7 @@ class CoordinatorCore:
         self._jobs = Jobs()
         self._care = Care(self._store, self._agents, Orders(self._logbook, self._tell), epoch.cluster, node_settings())
         self._admin = Admin(self._care)
-        self._runner = Runner(self._store, self._agents, self._note, self._care.kept)
+        self._runner = Runner(self._store, self._agents, self._note, self._care)
         self._known = threading.Event()
         """Set once the agents were asked what they were told, and what had not ended goes on."""
         threading.Thread(target=self._watch, name="watch", daemon=True).start()
@@ -165,13 +163,6 @@ class CoordinatorCore:
         """Do or tell what the upkeep of the cluster needs: a method of `Care` or `Admin`."""
         self._agents.turn.check()
         return self._admin.do(what, *arguments, **named)
-
-    def adopt(self, request: DataRequest, survey: dict[str, Any], manifests: Sequence[bytes]) -> None:
-        """Let every node know what an import brought into the store of one of them."""
-        made = tuple(manifest_from_json(data) for data in manifests)
-        self._agents.ensure()
-        self._agents.share(Prepared(request, made[0].repo, made[0].config, (), (), made, survey), made)
-        self._agents.rebuild()
 
     def adopt(self, request: DataRequest, survey: dict[str, Any], manifests: Sequence[bytes]) -> None:
         """Let every node know what an import brought into the store of one of them."""

@@ -45,6 +45,9 @@ if TYPE_CHECKING:
     from crucible.workers.tasks import JobOptions
 
 POLL_S = 0.2
+SILENCE_S = 90.0
+"""A coordinator that says nothing for so long is lost to us, though its connection stands: its host hangs or is cut
+off. Longer than it may take to hear what the agents of a big cluster know."""
 
 COORDINATOR_LIVES = 8
 """How often one `prefetch` begins anew with a coordinator that answers: one that died is replaced, and what was done is
@@ -332,7 +335,7 @@ def _run_on_cluster(
             if settings.token is None or forgotten:
                 raise
             forgotten = True  # the next coordinator gets it from us
-        except ray.exceptions.RayActorError as error:
+        except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError) as error:
             if life + 1 == COORDINATOR_LIVES:
                 raise ClusterError(
                     f"job {job}: the coordinator was lost {COORDINATOR_LIVES} times ({error})"
@@ -358,13 +361,13 @@ def _one_job(
     coordinator = reach_coordinator(embedded=embedded)
     token_file = _hand_over(settings)
     try:
-        ray.get(coordinator.submit.remote(job, request, options, replicas, nodes, token_file, again))
+        ray.get(coordinator.submit.remote(job, request, options, replicas, nodes, token_file, again), timeout=SILENCE_S)
     finally:
         if token_file is not None:
             Path(token_file).unlink(missing_ok=True)
     while True:
-        outcome = ray.get(coordinator.result.remote(job, POLL_S))
-        on_progress(ray.get(coordinator.progress.remote(job)))
+        outcome = ray.get(coordinator.result.remote(job, POLL_S), timeout=SILENCE_S)
+        on_progress(ray.get(coordinator.progress.remote(job), timeout=SILENCE_S))
         if isinstance(outcome, CrucibleError):
             raise outcome
         if outcome is not None:

@@ -58,23 +58,26 @@ class Background:
 
 
 def start_coordinator_on(node: str) -> None:
-    """Start the coordinator where the product would not, in place of the one there is."""
+    """Start the coordinator where the product would not, in place of the one there is. Ray may restart it elsewhere."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     from crucible.cluster.coordinator import COORDINATOR, NAMESPACE, Coordinator
 
-    there = NodeAffinitySchedulingStrategy(node, soft=False)
     deadline = time.monotonic() + 30
+    known = ray.remote(num_cpus=0, memory=1)(lambda: True)
+    while True:  # our raylet may not have heard of a node that is new
+        try:
+            ray.get(known.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote())
+            break
+        except ray.exceptions.RayError:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
     with suppress(ValueError):  # Ray knows no actor of that name any more
         while time.monotonic() < deadline:
             ray.kill(ray.get_actor(COORDINATOR, namespace=NAMESPACE))
             time.sleep(0.1)
-    while True:
-        options = {"name": COORDINATOR, "namespace": NAMESPACE, "lifetime": "detached", "get_if_exists": True}
-        actor = Coordinator.options(**options, memory=1, scheduling_strategy=there).remote(False)
-        try:
-            return ray.get(actor.answers.remote(), timeout=30)
-        except ray.exceptions.ActorUnschedulableError:  # the node is too new
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+    there = NodeAffinitySchedulingStrategy(node, soft=True)
+    options = {"name": COORDINATOR, "namespace": NAMESPACE, "lifetime": "detached", "get_if_exists": True}
+    actor = Coordinator.options(**options, memory=1, scheduling_strategy=there).remote(False)
+    ray.get(actor.answers.remote(), timeout=30)
