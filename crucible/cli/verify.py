@@ -16,11 +16,21 @@ from crucible.cli.show import count, human, print_json, print_table
 @click.option(
     "--repair", "mend", is_flag=True, help="Bring what is wrong anew: from another node, else from its source."
 )
+@click.option("--bundle", metavar="PATH", help="Check this bundle in place of a store, every byte of it; - is stdin.")
 @admin.limit
 @options.address
 @options.quiet
 @options.as_json
-def command(chosen: Any, deep: bool, mend: bool, limit: int, address: str | None, quiet: bool, as_json: bool) -> None:
+def command(
+    chosen: Any,
+    deep: bool,
+    mend: bool,
+    bundle: str | None,
+    limit: int,
+    address: str | None,
+    quiet: bool,
+    as_json: bool,
+) -> None:
     """Look whether the shards are what they should be.
 
     That they are there, have the right length and, with --deep, the right bytes. TARGET is a repo or the beginning
@@ -32,7 +42,13 @@ def command(chosen: Any, deep: bool, mend: bool, limit: int, address: str | None
     Example:
       crucible verify
       crucible verify openai/gsm8k --deep --repair --address auto
+      crucible verify --bundle gsm8k.tar
     """
+    if bundle is not None:
+        if chosen or deep or mend or address:
+            raise click.UsageError("--bundle looks at that bundle alone: leave TARGET and the other options out")
+        _bundle(bundle, quiet=quiet, as_json=as_json)
+        return
     from crucible.cluster import manage
 
     told = manage.verify(chosen, deep=deep, mend=mend, address=address, on_progress=admin.progress(quiet))
@@ -65,3 +81,16 @@ def command(chosen: Any, deep: bool, mend: bool, limit: int, address: str | None
             again = "" if mend else "; --repair brings them anew"
             click.echo(f"{count(told['left'], 'shard')} wrong, or on too few nodes{again}", err=True)
         raise click.exceptions.Exit(1)
+
+
+def _bundle(path: str, *, quiet: bool, as_json: bool) -> None:
+    from crucible.bundle import verify
+    from crucible.cli import export
+    from crucible.cli.progress import Watch
+
+    with Watch(path, quiet=quiet) as watch:
+        report = verify(path, watch.update)
+    if as_json:
+        print_json(export.as_dict(report))
+    else:
+        export.show(report)
