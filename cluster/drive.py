@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from crucible.cluster.items import Joined, sizes_of
 from crucible.cluster.locked import check_made
+from crucible.cluster.place import NO_RACKS
 from crucible.cluster.prepare import Prepared
 from crucible.cluster.track import (
     STEP,
@@ -125,6 +126,7 @@ def run_job(
     observe: Callable[[Progress], None] = lambda _: None,
     arrived: Callable[[], int] = lambda: 0,
     slots: int | None = None,
+    racks: Mapping[NodeId, str] = NO_RACKS,
     wishes: Callable[[], Sequence[tuple[int, ...]]] = tuple,
     done: Callable[[ItemResult], None] = lambda _: None,
     waiting: Callable[[], Waiting | None] = lambda: None,
@@ -135,14 +137,16 @@ def run_job(
 
     Items with files bigger than `part_bytes` have a spare node. `prefer` names a node that has an item done already.
     `observe` gets the progress about once a second; `arrived` says how many source bytes came so far, `waiting` how
-    long the Hub wants to be left alone, for the countdown. `slots` items are given to a node at a time. `wishes` gives
+    long the Hub wants to be left alone, for the countdown. `slots` items are given to a node at a time; replicas are spread over `racks`. `wishes` gives
     what readers asked for since it was called last, as indexes of `job_items`; `done` is told of every item's end.
     """
     began = time.monotonic() - offset_s
     items = job_items(prepared)
     total = sum(sizes_of(items))
     found = {item.index: node for item in items if (node := prefer(item)) is not None}
-    state = JobState(items, executor.nodes(), limit_bytes, replicas, prefer=found, part_bytes=part_bytes, slots=slots)
+    state = JobState(
+        items, executor.nodes(), limit_bytes, replicas, racks=racks, prefer=found, part_bytes=part_bytes, slots=slots
+    )
     running: dict[Future[Any], Command] = {}
     over: SimpleQueue[Future[Any]] = SimpleQueue()
     counts = metadata

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any, Protocol, cast
@@ -13,6 +13,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from crucible.cluster.drive import as_crucible_error, may_pass
 from crucible.cluster.flights import Flights
+from crucible.cluster.place import successor
 from crucible.cluster.track import CopyShard, RunItem
 from crucible.cluster.turns import Turn
 from crucible.errors import ClusterError, CrucibleError
@@ -36,6 +37,9 @@ class Owner(Protocol):
 
     flights: Flights[ItemResult]
     """The items of all jobs that are under way, by item key."""
+
+    drained: Collection[NodeId]
+    """Nodes that get no new work."""
 
     def weights(self) -> dict[NodeId, float]: ...
 
@@ -71,7 +75,7 @@ class RayExecutor:
 
         def start() -> Future[ItemResult]:
             done_at = self._owner.where_done(command.item)
-            node = command.node if done_at is None or done_at not in self._weights else done_at
+            node = self._staying(command) if done_at is None or done_at not in self._weights else done_at
             # soft: a node that Ray knows to be dead, or does not know yet, gives its work to another by itself
             there = NodeAffinitySchedulingStrategy(node, soft=True)
             spare = self._owner.agent_url(command.spare) if command.spare is not None else None
@@ -87,8 +91,20 @@ class RayExecutor:
         # a job that keeps the source files is not helped by one that does not
         return self._owner.flights.join(f"{command.item.key} {self._options.keep_raw}", start, share)
 
+    def _staying(self, command: RunItem) -> NodeId:
+        """The command's node, or another where that one is about to go. Its shards are counted where they were made."""
+        drained = self._owner.drained
+        if command.node not in drained:
+            return command.node
+        others = {node: weight for node, weight in self._weights.items() if node not in drained}
+        return (successor(command.item, others, command.node) if others else None) or command.node
+
     def copy(self, command: CopyShard) -> Future[Counts]:
         self._owner.turn.check()
+        if command.node in self._owner.drained:
+            refused: Future[Counts] = Future()
+            refused.set_exception(ClusterError(f"node {command.node[:12]} is drained and gets no copies"))
+            return refused
         there = NodeAffinitySchedulingStrategy(command.node, soft=False)
         urls = tuple(self._owner.locate([command.shard.key])[command.shard.key])
         call = copy_shard_task.options(scheduling_strategy=there, name=f"copy {command.shard.key[:12]}")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Protocol
 
 from crucible.cache.store import Store
 from crucible.cluster.agents import Agents
@@ -21,17 +22,26 @@ from crucible.config import Settings
 from crucible.errors import RepoError, StaleCoordinator, TokenForgotten
 from crucible.failpoints import reach
 from crucible.manifest import Manifest
-from crucible.refs import DataRequest
+from crucible.refs import DataRequest, NodeId
 from crucible.report import Progress, Tally
 from crucible.workers.governing import cluster_governor
 from crucible.workers.tasks import JobOptions
 
 
+class Keeper(Protocol):
+    """Who looks after what jobs leave behind."""
+
+    def kept(self, manifests: Sequence[Manifest], replicas: int, options: JobOptions, job: str) -> None:
+        """From now on so many nodes are to hold the shards of these manifests."""
+        ...
+
+    def racks(self) -> Mapping[NodeId, str]:
+        """Where nodes stand, of those that say it."""
+        ...
+
+
 class Runner:
     """Runs jobs over the agents of a cluster. `store` is this node's; `note` keeps what is in a job's `value`.
-
-    `kept` is told what is to be held from now on: the manifests of a job that ended well, by how many nodes, and by
-    which job with which options.
 
     Concurrency: a call a job, each in a thread of its own.
     """
@@ -41,9 +51,9 @@ class Runner:
         store: Store,
         agents: Agents,
         note: Callable[[str, Job], None],
-        kept: Callable[[Sequence[Manifest], int, JobOptions, str], None],
+        keeper: Keeper,
     ) -> None:
-        self._store, self._agents, self._note, self._kept = store, agents, note, kept
+        self._store, self._agents, self._note, self._keeper = store, agents, note, keeper
 
     def run(
         self, job: str, record: Job, request: DataRequest, options: JobOptions, replicas: int, nodes: int | None
@@ -63,7 +73,7 @@ class Runner:
             self._agents.rebuild()
             if prepared.cached and self._agents.all_held(prepared.manifests, replicas):
                 self._agents.share(prepared, prepared.manifests)
-                self._kept(prepared.manifests, replicas, options, job)
+                self._keeper.kept(prepared.manifests, replicas, options, job)
                 record.readers.finish(prepared.manifests)
                 report = cached_report(job, prepared, tally.counts, time.monotonic() - began)
                 record.report = replace(report, notes=self._agents.notes())
@@ -88,6 +98,7 @@ class Runner:
                 observe=lambda progress: self._observe(job, record, progress),
                 arrived=lambda: record.arrived,
                 slots=executor.slots,
+                racks=self._keeper.racks() if replicas > 1 else {},
                 wishes=record.readers.wishes,
                 done=record.readers.done,
                 offset_s=time.monotonic() - began,
@@ -95,7 +106,7 @@ class Runner:
             )
             reach("job.sharing")
             self._agents.share(prepared, manifests)
-            self._kept(manifests, replicas, options, job)
+            self._keeper.kept(manifests, replicas, options, job)
             reach("job.shared")
             record.readers.finish(manifests)
             record.report = replace(report, notes=self._agents.notes())

@@ -31,6 +31,7 @@ MAY_IMPORT_RAY = {
     "crucible.cluster.greeting",
     "crucible.cluster.hands",
     "crucible.cluster.turns",
+    "crucible.workers.leaving",
     "crucible.workers.replicas",
     "crucible.workers.tasks",
     "crucible.workers.daemon",

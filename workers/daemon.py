@@ -25,8 +25,9 @@ from crucible.workers.caring import Caring
 from crucible.workers.evict import Alone, Neighbours
 from crucible.workers.fencing import FOLDER, Epoch, Fence
 from crucible.workers.keeping import Keeping
+from crucible.workers.leaving import drain_on_sigterm
 from crucible.workers.secret import News, Secret, keep_old, keep_secret, load_old, load_secret
-from crucible.workers.serve import AgentAddress, AgentServer, store_status, write_address
+from crucible.workers.serve import AgentAddress, AgentServer, read_address, store_status, write_address
 from crucible.workers.tasks import ASK_TIMEOUT_S, coordinator, this_node
 from crucible.workers.tls import prepare_node
 
@@ -52,6 +53,7 @@ class AgentCore(Caring, Keeping):
         self._begin(host)
         if not self._problem:
             self._begin_scrubbing()
+            drain_on_sigterm(self._node, node_settings().grace_s, self._has_peers)
 
     def _begin(self, host: str) -> None:
         """Open the store and serve it. One of a layout that this crucible does not know is left alone: see `hello`."""
@@ -83,6 +85,10 @@ class AgentCore(Caring, Keeping):
         # one that Ray started again listens on another port; a coordinator that is not there now will ask
         with suppress(CrucibleError):
             coordinator().registered.remote(self._node, self._server.url)
+
+    def _has_peers(self) -> bool:
+        found = read_address(self._store)
+        return found is not None and bool(found.peers)
 
     def obey(self, epoch: Epoch, method: str, *arguments: Any, **named: Any) -> Any:
         """Do what the coordinator of `epoch` says: one of the methods below. Raises StaleCoordinator."""
@@ -214,8 +220,11 @@ class _Cluster(Alone):
         return {key for key, urls in found.items() if any(url != self._url for url in urls)}
 
     def could_drop(self, keys: Sequence[str]) -> set[str]:
-        near = self.elsewhere(keys)
-        return near | super().could_drop([key for key in keys if key not in near])
+        try:
+            call = coordinator().care.remote("could_drop", self._node, list(keys))
+            return set(ray.get(call, timeout=DROP_TIMEOUT_S))
+        except (ray.exceptions.RayError, CrucibleError):
+            return super().could_drop(keys)
 
     def may_drop(self, keys: Sequence[str]) -> set[str]:
         try:

@@ -81,8 +81,8 @@ class Nodes:
         """Where the processes of all nodes look whether they have to die; see `crucible.failpoints`."""
         return self.scratch / "failpoints"
 
-    def start(self, home: Path, cpus: int = 1) -> None:
-        """One raylet. Neither the autoscaler's monitor nor the one that forwards logs, which nobody here asks."""
+    def start(self, home: Path, cpus: int = 1, **how: Any) -> None:
+        """One raylet; `how` are more arguments of Ray's for it. Neither the autoscaler's monitor nor the one that forwards logs, which nobody here asks."""
         with starting(self.scratch):
             node = self.cluster.add_node(
                 num_cpus=cpus,
@@ -96,13 +96,14 @@ class Nodes:
                 no_monitor=True,
                 object_store_memory=80 << 20,
                 wait=not self.nodes,  # for the head; the others start together
+                **how,
             )
         self.nodes.append(node)
 
-    def join(self, home: Path) -> None:
+    def join(self, home: Path, **how: Any) -> None:
         """One more node, later."""
         self.homes.append(home)
-        self.start(home)
+        self.start(home, **how)
         self.cluster.wait_for_nodes()
 
     def kill_node(self, number: int) -> None:

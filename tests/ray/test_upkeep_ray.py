@@ -1,13 +1,16 @@
-"""Replicas on real raylets, each with its own store: a lost node is made up for, a node is emptied, a new one is filled."""
+"""Replicas on real raylets, each with its own store: lost nodes are made up for, a node is emptied, a new one filled."""
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 import crucible
@@ -138,3 +141,31 @@ def test_a_node_is_emptied_while_ranks_read_and_a_new_one_gets_its_share(
     again = nodes.ranks("org/chat", split="train", epochs=1)
     assert sorted(row for rank in again for row in rank["epochs"][0]) == rows
     assert sum(rank["note"]["hub_shards"] for rank in again) == 0
+
+
+def test_an_agent_that_is_told_to_end_sees_its_node_drained_first(
+    hub: FaultyHub, tmp_path: Path, start_nodes: Any
+) -> None:
+    hub.import_folder("org/chat", chat_files(tmp_path / "data", files=6, rows=2000))
+    nodes = start_nodes(3, hub.endpoint)
+    report = crucible.prefetch("org/chat", split="train", address=nodes.address)
+    manifest = Store(nodes.homes[0]).get_manifest(report.splits[0].manifest)
+    agent = read_address(Store(nodes.homes[2]))
+    assert agent is not None
+    only = sum(copies(nodes.homes[2:], manifest))
+    assert only, "it has shards that nobody else has"
+    os.kill(agent.pid, signal.SIGTERM)
+    until(lambda: copies(nodes.homes[:2], manifest) == [1] * len(manifest.shards), "the others have them")
+    until(lambda: not psutil.pid_exists(agent.pid), "then it ends")
+    until(lambda: {n["node"]: n["state"] for n in care("nodes")}.get(agent.node) == "drained", "and is remembered")
+
+
+def test_replicas_stand_on_different_racks(hub: FaultyHub, tmp_path: Path, start_nodes: Any) -> None:
+    hub.import_folder("org/chat", chat_files(tmp_path / "data", files=8, rows=2000))
+    nodes = start_nodes(2, hub.endpoint)
+    nodes.join(tmp_path / "node-2", labels={"rack": "r2"})
+    report = crucible.prefetch("org/chat", split="train", address=nodes.address, replicas=2)
+    manifest = Store(nodes.homes[0]).get_manifest(report.splits[0].manifest)
+    assert copies(nodes.homes[2:], manifest) == [1] * len(manifest.shards), "the only one on another rack has all"
+    assert {node["rack"] for node in care("nodes")} == {"", "r2"}
+    assert not care("preview", "repair")["bytes"]
