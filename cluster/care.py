@@ -116,6 +116,17 @@ class Care(Known):
             self._wait_s = min(RETRY_MOST_S, 2 * self._wait_s + 10.0)
             self._lost_at = time.monotonic()
 
+    def could_drop(self, node: NodeId, keys: Collection[str]) -> list[str]:
+        """As `may_drop`, as it is now: a look, that nobody counts on."""
+        last = self._last_copies(node, keys)
+        again = self.sources_of(last) if last else set()
+        return [key for key in keys if key not in last or key in again]
+
+    def _last_copies(self, node: NodeId, keys: Collection[str]) -> set[str]:
+        """Those that no other node holds which stays."""
+        staying = {one for one in self.agents.handles() if one not in self.drained}
+        return {key for key in keys if not self.agents.catalog.holders(key) & staying - {node}}
+
     def may_drop(self, node: NodeId, keys: Collection[str]) -> list[str]:
         """Those of `keys` that the node may remove; see `promises`."""
         drained = self.drained

@@ -48,7 +48,7 @@ class Neighbours(Protocol):
         ...
 
     def could_drop(self, keys: Sequence[str]) -> set[str]:
-        """Those that seem to be elsewhere, or whose source can still be fetched. Promises nothing."""
+        """Those that are elsewhere, or whose source can still be fetched, as it is now. Promises nothing."""
         ...
 
     def may_drop(self, keys: Sequence[str]) -> set[str]:
@@ -112,9 +112,12 @@ def evict(
     keys: Collection[str] | None = None,
     since: float | None = None,
     whole: bool = True,
+    spare: int = 0,
     dry_run: bool = False,
 ) -> dict[str, int]:
     """Remove shards worth `need` bytes, or all of `keys` that may go. Returns key -> bytes freed.
+
+    `spare` bytes more go if they may: to look through a big store for each shard that comes would cost too much.
 
     Nothing is removed when what may go is less than `need`, unless `whole` is False. What was used at `since` or later
     (seconds since 1970) stays, unless it is asked for by its key.
@@ -135,24 +138,36 @@ def evict(
     near = neighbours.elsewhere([one.key for one in _likely(held.values(), need)])
     held = {key: replace(one, cost=PEER_COST if key in near else SOURCE_COST) for key, one in held.items()}
     able: set[str] = set()
-    chosen: list[str] = []
-    for _ in range(ROUNDS):
-        chosen = choose(held.values(), need)
-        asked = [key for key in chosen if key not in able]
-        answer = neighbours.could_drop(asked) if asked else set()
-        able |= answer
-        for key in asked:
-            if key not in answer:
-                held[key] = replace(held[key], cost=NEVER)
-        if len(answer) == len(asked):
+    gone: dict[str, int] = {}
+    for turn in range(ROUNDS):
+        freed = sum(gone.values())
+        chosen = choose(held.values(), need + spare - freed)
+        # the more were refused, the more are asked about at once
+        wider = choose(held.values(), (need + spare - freed) << 2 * turn) if turn else []
+        asked = [key for key in dict.fromkeys([*chosen, *wider]) if key not in able]
+        refused = set(asked) - (neighbours.could_drop(asked) if asked else set())
+        if not refused:
+            sizes = {key: held[key].size for key in chosen}
+            if whole and wanted is None and freed + sum(sizes.values()) < need:
+                break
+            if dry_run:
+                return sizes
+            promised = neighbours.may_drop(chosen) if chosen else set()
+            refused = set(chosen) - promised  # somebody has given up another copy meanwhile
+            gone |= {key: size for key in chosen if key in promised and (size := store.evict(key))}
+        able.update(asked)
+        for key in refused:
+            held[key] = replace(held[key], cost=NEVER)
+        for key in gone:
+            held.pop(key, None)
+        if not refused:
             break
-    sizes = {key: held[key].size for key in chosen if key in able}
-    if whole and wanted is None and sum(sizes.values()) < need:
-        return {}
-    if dry_run or not sizes:
-        return sizes
-    promised = neighbours.may_drop(list(sizes))
-    return {key: freed for key in sizes if key in promised and (freed := store.evict(key))}
+    return gone
+
+
+def spare_of(need: int, space: int) -> int:
+    """How much more than `need` to free while one is at it, where `space` bytes are all there is: at most 0.5 %."""
+    return min(7 * need, space // 200)
 
 
 def usages(store: Store) -> Iterable[tuple[str, int, float]]:

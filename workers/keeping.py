@@ -20,7 +20,7 @@ from crucible.config import Settings, node_settings
 from crucible.errors import CrucibleError
 from crucible.refs import NodeId
 from crucible.stopping import Stopped, never, rest
-from crucible.workers.evict import Alone, Neighbours, evict
+from crucible.workers.evict import Alone, Neighbours, evict, spare_of
 from crucible.workers.litter import litter, sweep
 from crucible.workers.scrub import WRONG, heal, scrub
 
@@ -94,8 +94,15 @@ class Keeping:
         if str(question["home"]) != str(self._store.home):
             return None
         need, since = int(question["need"]), question["since"]
+        room = room_of(self._store.home, node_settings().quota)
         with self._keeping:
-            freed = evict(self._store, need, self._neighbours(), since=None if since is None else float(since))
+            freed = evict(
+                self._store,
+                need,
+                self._neighbours(),
+                since=None if since is None else float(since),
+                spare=spare_of(need, room.limit or room.disk),
+            )
         return {"freed": sum(freed.values())}
 
     # --- integrity

@@ -25,7 +25,7 @@ from crucible.config import Settings
 from crucible.errors import DiskFull, NoRoom, StoreError
 from crucible.stopping import check, never, rest
 from crucible.workers.asking import Line
-from crucible.workers.evict import Alone, evict
+from crucible.workers.evict import Alone, evict, spare_of
 
 WAIT_S = 600.0
 """For work under way to end and leave some of what it was promised."""
@@ -108,13 +108,14 @@ def _reserve(
                     make_room(store, settings, least - room.left, since)
                 room = room_of(store.home, settings.quota)
                 asked_at = time.monotonic()
-            if room.left >= least:
+            # with less than it may take it starts only alone: two that are short of room would both end without
+            late = time.monotonic() > give_up
+            if room.left >= peak or (room.left >= least and (late or not room.reserved)):
                 try:
                     return book.reserve(min(peak, max(room.left, 0)), what)
                 except DiskFull as error:  # not even for that: something else fills the disk
                     raise refusal(store, what, least or peak, room.left, room, "its records need room too") from error
-            waits = room.reserved > 0 and least <= room.left + room.reserved
-        if not waits or time.monotonic() > give_up:
+        if late or not room.reserved or least > room.left + room.reserved:
             raise refusal(store, what, least or peak, room.left, room, "nothing more can be evicted")
         check(stopped)
         rest(pause, stopped)
@@ -138,7 +139,9 @@ def make_room(store: Store, settings: Settings, need: int, since: float | None) 
     if told is not None:
         return told >= need
     with suppress(StoreError):
-        return sum(evict(store, need, Alone(store, settings), since=since).values()) >= need
+        room = room_of(store.home, settings.quota)
+        spare = spare_of(need, room.limit or room.disk)
+        return sum(evict(store, need, Alone(store, settings), since=since, spare=spare).values()) >= need
     return False
 
 
