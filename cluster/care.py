@@ -117,29 +117,28 @@ class Care(Known):
             self._lost_at = time.monotonic()
 
     def could_drop(self, node: NodeId, keys: Collection[str]) -> list[str]:
-        """As `may_drop`, as it is now: a look, that nobody counts on."""
-        last = self._last_copies(node, keys)
-        again = self.sources_of(last) if last else set()
-        return [key for key in keys if key not in last or key in again]
-
-    def _last_copies(self, node: NodeId, keys: Collection[str]) -> set[str]:
-        """Those that no other node holds which stays."""
-        staying = {one for one in self.agents.handles() if one not in self.drained}
-        return {key for key in keys if not self.agents.catalog.holders(key) & staying - {node}}
+        """Those of `keys` that the node might remove, if it asked now. Promises nothing."""
+        return self._droppable(node, keys)[0]
 
     def may_drop(self, node: NodeId, keys: Collection[str]) -> list[str]:
-        """Those of `keys` that the node may remove; see `promises`."""
-        drained = self.drained
-        staying = {one for one in self.agents.handles() if one not in drained}
-        catalog, now = self.agents.catalog, time.monotonic()
-        last = [key for key in keys if not catalog.holders(key) & staying - {node}]
-        again = self.sources_of(last) if last else set()
+        """Those of `keys` that the node may remove; see `promises`. Its copies of them count as gone from now on."""
+        allowed, again = self._droppable(node, keys, promise=True)
         with self._lock:
-            # asked for once more under the lock: what only sources vouch for may have no other copy by now
-            allowed = self._promises.ask(node, keys, catalog.holders, staying, again.__contains__, now)
             self._let_go.update(again.intersection(allowed))
         self.agents.dropped(node, allowed)
         return allowed
+
+    def _droppable(self, node: NodeId, keys: Collection[str], promise: bool = False) -> tuple[list[str], set[str]]:
+        drained = self.drained
+        staying = {one for one in self.agents.handles() if one not in drained}
+        holders, now = self.agents.catalog.holders, time.monotonic()
+        last = [key for key in keys if not holders(key) & staying - {node}]
+        again = self.sources_of(last) if last else set()
+        with self._lock:  # of two that ask at once, the second sees what the first was promised
+            allowed = self._promises.could(node, keys, holders, staying, again.__contains__, now)
+            if promise:
+                self._promises.give(node, allowed, now)
+        return allowed, again
 
     # --- operations
 

@@ -26,7 +26,7 @@ class Promises:
         """key -> node -> until when its copy does not count."""
         self._next_sweep = 0.0
 
-    def ask(
+    def could(
         self,
         node: NodeId,
         keys: Collection[str],
@@ -35,23 +35,23 @@ class Promises:
         again: Callable[[str], bool],
         now: float,
     ) -> list[str]:
-        """Those of `keys` that `node` may drop: another of the `staying` nodes holds it, or it can be brought again.
+        """Those of `keys` that `node` might drop now: another of the `staying` nodes holds it, or its source has it.
 
         `again` says of a shard whether its source answers; asked only about last copies.
         """
-        self._sweep(now)
         allowed = []
         for key in keys:
             given = self._given.get(key, {})
             others = {one for one in holders(key) & staying if given.get(one, now) <= now} - {node}
             if others or again(key):
                 allowed.append(key)
-                self._given.setdefault(key, {})[node] = now + KEPT_S
         return allowed
 
-    def counts(self, key: str, node: NodeId, now: float) -> bool:
-        """False for a copy that its node has been allowed to drop."""
-        return self._given.get(key, {}).get(node, now) <= now
+    def give(self, node: NodeId, keys: Collection[str], now: float) -> None:
+        """The node may drop these, for all of which it `could`."""
+        self._sweep(now)
+        for key in keys:
+            self._given.setdefault(key, {})[node] = now + KEPT_S
 
     def _sweep(self, now: float) -> None:
         if now < self._next_sweep:

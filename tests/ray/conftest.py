@@ -82,7 +82,10 @@ class Nodes:
         return self.scratch / "failpoints"
 
     def start(self, home: Path, cpus: int = 1, **how: Any) -> None:
-        """One raylet; `how` are more arguments of Ray's for it. Neither the autoscaler's monitor nor the one that forwards logs, which nobody here asks."""
+        """One raylet; `how` are more of Ray's own arguments for it.
+
+        Neither the autoscaler's monitor nor the one that forwards logs, which nobody here asks.
+        """
         with starting(self.scratch):
             node = self.cluster.add_node(
                 num_cpus=cpus,

@@ -1,4 +1,4 @@
-"""Replicas on real raylets, each with its own store: lost nodes are made up for, a node is emptied, a new one filled."""
+"""Replicas on real raylets with a store each: a lost node is made up for, one is emptied, a new one is filled."""
 
 from __future__ import annotations
 
