@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 @options.as_json
 @options.quiet
 def command(out: str, raw: bool, lock_only: bool, as_json: bool, quiet: bool, **request: Any) -> None:
-    """Write what was prefetched of REPO as a bundle, for a cluster that reaches no Hub.
+    """Write what was prefetched of REPO as a bundle.
 
-    A bundle is a lock file (commit, recipes, digests of every source file and shard) and the shards. Where this node
+    A bundle, for a cluster that reaches no Hub, is a lock file (commit, recipes, digests of every source file and shard) and the shards. Where this node
     lacks shards, they come from its peers. An interrupted export into a folder is continued by the same command.
     Of a slice the whole split is exported. The same data gives the same bytes.
 

@@ -21,9 +21,9 @@ from crucible.cli.show import print_json
 @options.as_json
 @options.quiet
 def command(path: str, lock: str, address: str | None, as_json: bool, quiet: bool) -> None:
-    """Take the bundle at PATH into this node's store; - is a tar on stdin. Reaches no Hub.
+    """Take the bundle at PATH into this node's store.
 
-    Every byte is checked on the way in, and nothing that is wrong becomes visible. What is here already is not taken
+    It reaches no Hub. As PATH, - is a tar on stdin. Every byte is checked on the way in, and nothing that is wrong becomes visible. What is here already is not taken
     again, so an interrupted import is continued by the same command. Afterwards the dataset loads by the same name and
     revision, with HF_HUB_OFFLINE=1 too; `crucible prefetch` with --replicas spreads it over a cluster.
 
