@@ -118,7 +118,8 @@ class Lock:
 
     def to_json(self) -> bytes:
         """Canonical, with a newline at the end."""
-        return canonical_json({**self.to_dict(), "digest": self.digest}) + b"\n"
+        told = self.to_dict()
+        return canonical_json({**told, "digest": digest_of(told)}) + b"\n"
 
 
 def lock_from_json(data: bytes, where: str) -> Lock:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -146,12 +146,21 @@ class Manifest:
         return self.items[shard.item]
 
     def to_dict(self) -> dict[str, Any]:
-        told = {"format": FORMAT, **asdict(self)}
-        for made, item in zip(told["items"], self.items):
-            made["options"] = item.options.to_dict()
-            for file in made["files"]:
-                for name in BESIDE_THE_POINT:
-                    del file[name]
+        told = {"format": FORMAT, **_told(self, _OWN)}
+        told["repo"] = _told(self.repo, _REPO)
+        options: dict[ReadOptions, dict[str, Any]] = {}  # of a million items nearly all have the same
+        told["items"] = [
+            {
+                "index": item.index,
+                "repo": _told(item.repo, _REPO),
+                "files": [_told(file, _FILE) for file in item.files],
+                "options": options.get(item.options) or options.setdefault(item.options, item.options.to_dict()),
+                "shard_bytes": item.shard_bytes,
+                "key": item.key,
+            }
+            for item in self.items
+        ]
+        told["shards"] = [_told(shard, _SHARD) for shard in self.shards]
         for name in ("variant", "cuts"):
             if not told[name]:
                 del told[name]
@@ -159,6 +168,15 @@ class Manifest:
 
     def to_json(self) -> bytes:
         return canonical_json(self.to_dict())
+
+
+_OWN, _REPO, _SHARD = (tuple(one.name for one in fields(kind)) for kind in (Manifest, RepoRef, ShardInfo))
+_FILE = tuple(one.name for one in fields(SourceFile) if one.name not in BESIDE_THE_POINT)
+
+
+def _told(value: Any, names: tuple[str, ...]) -> dict[str, Any]:
+    """A dataclass as a dict, a tenth of the time that `asdict` takes: what is in it is not copied."""
+    return {name: getattr(value, name) for name in names}
 
 
 def manifest_from_json(data: bytes, expected_id: str | None = None) -> Manifest:
