@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray as untyped_ray
@@ -25,29 +25,17 @@ from crucible.cluster.agents import RETRY_S, Agents
 from crucible.cluster.care import Care
 from crucible.cluster.executor import last_words, reason_of
 from crucible.cluster.greeting import check_versions
-from crucible.cluster.jobs import Job, Jobs
-from crucible.cluster.journal import ENDED, notes
+from crucible.cluster.jobs import Jobs
 from crucible.cluster.keys import Keys
 from crucible.cluster.known import Orders
 from crucible.cluster.logbook import Logbook
 from crucible.cluster.prepare import Prepared
 from crucible.cluster.readers import Answer
-from crucible.cluster.remembered import (
-    accepted,
-    error_of,
-    must_go_on,
-    options_of,
-    progress_of,
-    report_of,
-    request_of,
-    shown,
-    with_end,
-    with_progress,
-)
+from crucible.cluster.remembering import Memory
 from crucible.cluster.running import Runner
 from crucible.cluster.turns import Turn, take_epoch
 from crucible.config import node_settings
-from crucible.errors import ClusterError, CrucibleError, JobUnknown, StaleCoordinator, StoreError
+from crucible.errors import ClusterError, CrucibleError, DiskFull, StaleCoordinator
 from crucible.failpoints import reach
 from crucible.manifest import manifest_from_json
 from crucible.refs import DataRequest, NodeId, ShardInfo
@@ -89,15 +77,18 @@ class CoordinatorCore:
         self._keys = Keys(self._store)
         self._logbook = Logbook(self._store, session_name(), embedded=embedded)
         epoch = take_epoch(self._logbook.highest + 1)
-        self._logbook.begin(epoch)
+        try:
+            self._logbook.begin(epoch)
+        except DiskFull as error:  # who makes room asks a coordinator
+            log.warning("no journal, so no new jobs, until there is room: %s", error)
         reach("coordinator.claimed")
         self._agents = Agents(self._store, Turn(epoch), self._learn, self._keys, embedded=embedded)
         self._jobs = Jobs()
-        self._care = Care(self._store, self._agents, Orders(self._logbook, self._tell), epoch.cluster, node_settings())
+        self._memory = Memory(self._logbook, self._agents, self._jobs, embedded=embedded)
+        orders = Orders(self._logbook, self._memory.tell)
+        self._care = Care(self._store, self._agents, orders, epoch.cluster, node_settings())
         self._admin = Admin(self._care)
-        self._runner = Runner(self._store, self._agents, self._note, self._care)
-        self._known = threading.Event()
-        """Set once the agents were asked what they were told, and what had not ended goes on."""
+        self._memory.runner = Runner(self._store, self._agents, self._memory.note, self._care)
         threading.Thread(target=self._watch, name="watch", daemon=True).start()
 
     # --- what agents and tasks ask
@@ -194,24 +185,9 @@ class CoordinatorCore:
         """
         token = take_token(token_file) or options.on_this_node().token
         if again:
-            self._known.wait(KNOWN_WAIT_S)
+            self._memory.known.wait(KNOWN_WAIT_S)
         self._agents.turn.check()
-        record = self._jobs.add(job, request, options.endpoint, token)
-        if record is None:
-            return
-        given = token is not None and options.on_this_node().token is None
-        epoch, now = self._agents.turn.epoch, time.time()
-        told = accepted(request, options, replicas, nodes, token=given, epoch=epoch, embedded=self._embedded, now=now)
-        if (known := self._logbook.cells.get(f"job/{job}")) is not None and known.value is not None:
-            told["commit"] = known.value["commit"]
-        record.value = told
-        try:
-            self._logbook.put(f"job/{job}", told)
-        except StoreError:
-            self._jobs.drop(job)
-            raise
-        self._tell()
-        self._start(job, record, request, options)
+        self._memory.accept(job, request, options, replicas, nodes, token)
 
     def progress(self, job: str) -> Progress:
         """How far a job is, and how much longer the Hub wants it to wait."""
@@ -219,81 +195,14 @@ class CoordinatorCore:
 
     def result(self, job: str, wait_s: float) -> JobReport | CrucibleError | None:
         """The report, the error it failed with (returned, so that its type survives), or None while it runs."""
-        record = self._jobs.get(job)
-        if record is None:
-            return JobUnknown(job) if self._known.wait(wait_s) and self._jobs.get(job) is None else None
-        if not record.ended.wait(wait_s):
-            return None
-        return record.report or record.error
+        return self._memory.outcome(job, wait_s)
 
     def jobs(self) -> list[dict[str, Any]]:
         """Every job that is remembered, also those of coordinators before this one, oldest first: see `remembered`."""
-        mine = self._jobs.all()
-        found = []
-        for name, value in notes(self._logbook.cells, "job").items():
-            record = mine.get(name)
-            now = value if record is None else with_progress(value, self._jobs.progress(name))
-            found.append(shown(name, now))
-        return sorted(found, key=lambda job: (job["started"], job["job"]))
-
-    def _start(self, job: str, record: Job, request: DataRequest, options: JobOptions) -> None:
-        threading.Thread(target=self._run, args=(job, record, request, options), name=f"job-{job}", daemon=True).start()
-
-    def _run(self, job: str, record: Job, request: DataRequest, options: JobOptions) -> None:
-        try:
-            self._runner.run(job, record, request, options, record.value["replicas"], record.value["nodes"])
-        finally:
-            if record.progress.phase != "superseded":  # it goes on elsewhere, and has not ended
-                ended = with_progress(record.value, record.progress)
-                record.value = with_end(ended, record.progress.phase, time.time(), record.report, record.error)
-                self._note(job, record)
-                reach("job.ended")
-            self._jobs.ended(record)
-
-    # --- what is remembered, and gone on with
-
-    def _note(self, job: str, record: Job) -> None:
-        """Keep how far a job is. A disk that does not take it costs a later coordinator a look."""
-        if self._agents.turn.over.is_set():
-            return
-        try:
-            self._logbook.put(f"job/{job}", record.value)
-        except StoreError as error:
-            log.warning("job %s: its state is not in the journal: %s", job, error)
-        self._tell()
-
-    def _tell(self) -> None:
-        self._agents.tell(*self._logbook.told())
+        return self._memory.history()
 
     def _learn(self, lines: bytes) -> None:
-        try:
-            if self._logbook.learn(lines) and self._known.is_set():
-                self._resume()
-        except StoreError as error:
-            log.warning("what a node was told is not in the journal: %s", error)
-
-    def _resume(self) -> None:
-        """Go on with every job that has not ended. A driver that waits for one finds it by its name."""
-        for name, value in notes(self._logbook.cells, "job").items():
-            try:
-                request, options = request_of(value), options_of(value, node_settings())
-            except (KeyError, TypeError):
-                log.warning("job %s: the journal has it in words of another version; start it again", name)
-                continue
-            own = options.on_this_node().token
-            if must_go_on(value, self._agents.turn.epoch.cluster):
-                if (record := self._jobs.add(name, request, options.endpoint, own)) is not None:
-                    record.value = {**value, "epoch": self._agents.turn.epoch.number}
-                    record.forgotten = bool(value["token"]) and own is None
-                    self._note(name, record)
-                    self._start(name, record, request, options)
-            elif value["phase"] not in ENDED:
-                self._logbook.put(f"job/{name}", with_end(value, "interrupted", time.time(), None, None))
-            elif (ended := self._jobs.add(name, request, options.endpoint, own)) is not None:
-                ended.value, ended.report = value, report_of(value)
-                ended.error = error_of(value) or (None if ended.report else JobUnknown(name))
-                ended.progress = progress_of(name, value)
-                self._jobs.ended(ended)
+        self._memory.learn(lines)
 
     def _watch(self) -> None:
         """Hear what was told to the agents, go on with it, and then notice what comes and goes, with a job or without.
@@ -302,24 +211,31 @@ class CoordinatorCore:
         """
         turn = self._agents.turn
         while not turn.over.is_set():
-            try:
-                turn.look()
-                self._agents.refresh()
-                if not self._known.is_set():
-                    reach("coordinator.recovering")
-                    self._resume()
-                    self._known.set()
-                self._care.look(alone=self._embedded)
-            except StaleCoordinator as error:
-                log.warning("%s", error)
-            except Exception:  # whatever it is: nobody else would notice what comes and goes
-                log.warning("could not look after the nodes; trying again", exc_info=True)
+            seen = self._try(turn.look) and self._try(self._agents.refresh)
+            if not self._memory.known.is_set() and not turn.over.is_set():
+                reach("coordinator.recovering")  # also where a node does not answer: what it knows is learned later
+                self._try(self._memory.resume)
+                self._memory.known.set()
+            self._try(lambda: self._care.look(alone=self._embedded))
+            if not seen:
                 turn.over.wait(WATCH_S)
                 self._agents.woken.set()
             self._agents.woken.wait(WATCH_S)
         turn.over.wait()
         time.sleep(FAREWELL_S)
         leave()
+
+    def _try(self, what: Callable[[], None]) -> bool:
+        """Do it, and say whether it went well: whoever watches goes on, whatever happens."""
+        try:
+            what()
+        except StaleCoordinator as error:
+            log.warning("%s", error)
+            return False
+        except Exception:
+            log.warning("could not look after the nodes; trying again", exc_info=True)
+            return False
+        return True
 
 
 Coordinator: Any = ray.remote(num_cpus=0, max_concurrency=32, max_restarts=-1)(CoordinatorCore)

@@ -121,14 +121,17 @@ class Logbook:
         return notes(self.cells, kind)
 
     def learn(self, lines: bytes) -> bool:
-        """What others were told (`told`): of each cell the later one counts from now on. True if anything was new."""
+        """What others were told (`told`): of each cell the later one counts from now on. True if anything was new.
+
+        It counts also where the disk does not take it (StoreError); the next word writes all of it.
+        """
         with self._lock:
             learned = merge(self._cells, from_lines(lines).items())
             fresh = [name for name, cell in learned.items() if self._cells.get(name) != cell]
-            for name in fresh:
-                self._append(name, learned[name])
             self._number += bool(fresh)
             self._cells = learned
+            for name in fresh:
+                self._append(name, learned[name])
             self._shorten()
             return bool(fresh)
 

@@ -159,6 +159,21 @@ def test_a_disk_that_takes_half_a_line_is_named_and_costs_that_line_only(
     assert [name for name in (tmp_path / FOLDER).iterdir() if name.name.startswith(".")] == []
 
 
+def test_what_others_were_told_counts_also_while_the_disk_is_full(tmp_path: Path, opened: Opener) -> None:
+    teller, book = opened(tmp_path / "one", 3), opened(tmp_path / "two", 7)
+    teller.put("job/a", {"phase": "items", "long": "x" * 1000})
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, before[1]))
+    try:
+        with pytest.raises(StoreError):
+            book.learn(teller.told()[1])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert book.notes("job").keys() == {"a"}
+    book.put("job/b", {"phase": "items"})
+    assert opened(tmp_path / "two").notes("job").keys() == {"a", "b"}
+
+
 def test_what_others_were_told_counts_where_it_is_later(tmp_path: Path, opened: Opener) -> None:
     old, new = opened(tmp_path / "one", 3), opened(tmp_path / "two", 7)
     old.put("job/a", {"phase": "items"})

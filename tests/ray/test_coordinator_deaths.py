@@ -79,6 +79,6 @@ def test_a_job_that_dies_at_each_of_these_points_ends_and_nothing_is_done_twice(
     extra = file_bytes(hub) - report.source_bytes
     biggest = max(path.stat().st_size for path in (tmp_path / "data").iterdir())
     assert 0 <= extra <= one.in_flight * biggest, "what had arrived did not come again"
-    assert [node["alive"] for node in crucible.session.nodes(cluster.address)] == [True, True]
+    wait_until(lambda: [node["alive"] for node in crucible.session.nodes(cluster.address)] == [True, True])
     (told,) = [told for told in crucible.session.status(cluster.address)["jobs"] if told["job"] == report.job]
     assert (told["phase"], told["commit"], told["items"]) == ("finished", commit, FILES)

@@ -100,7 +100,7 @@ def test_of_two_coordinators_at_once_the_younger_goes_on_with_the_jobs_and_the_o
         older = reach_coordinator(embedded=False)
         job = Background(nodes.address)
         wait_until(lambda: any(progress.items_done for progress in job.seen))
-        (name,) = [one for one in jobs(nodes) if one.startswith("chat-")]
+        (name,) = [name for name, one in jobs(nodes).items() if one["phase"] == "items"]
         # as if Ray had forgotten that there is one: on the other node, which knows of the job what its agent was told
         there = NodeAffinitySchedulingStrategy(nodes.nodes[1].node_id, soft=False)
         younger = Coordinator.options(name="another", namespace="crucible", memory=1, scheduling_strategy=there).remote(
