@@ -12,10 +12,15 @@ import yaml
 
 from crucible.errors import InvalidCard
 from crucible.feature_types import Feature, features_from_yaml, normalise
+from crucible.printable import printable
 from crucible.splits import is_split_name
 
 CARD = "README.md"
 
+MOST_CHARACTERS = 8 << 20
+"""Of a card's YAML: it is read with 100 kB a second."""
+MOST_NODES = 1_000_000
+"""Values in it, with what its aliases stand for."""
 _BLOCK = re.compile(r"^(\s*---(?:\r\n|\r|\n))([\S\s]*?)((?:\r\n|\r|\n)---[ \t]*(\r\n|\n|$))")
 
 
@@ -80,7 +85,7 @@ def _yaml_of(repo: str, text: str) -> dict[str, Any]:
 
 def _load(repo: str, block: str, path: str) -> dict[str, Any]:
     try:
-        data = yaml.safe_load(block)
+        data = load_yaml(block)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         at = f" in line {mark.line + 2}" if mark is not None else ""
@@ -94,6 +99,39 @@ def _load(repo: str, block: str, path: str) -> dict[str, Any]:
     return data
 
 
+def load_yaml(block: str) -> Any:
+    """What YAML says, if it is of a bounded size with all its aliases written out. Raises YAMLError or ValueError.
+
+    An alias costs nothing until somebody walks over it: thirty lines can stand for more nodes than there is memory.
+    """
+    if len(block) > MOST_CHARACTERS:
+        raise ValueError(f"{len(block):,} characters, at most {MOST_CHARACTERS:,} are read")
+    loader = yaml.SafeLoader(block)
+    try:
+        root = loader.get_single_node()
+        if root is None:
+            return None
+        if (size := _size(root, {})) > MOST_NODES:
+            raise ValueError(f"its aliases stand for {size:,} values, at most {MOST_NODES:,} are read")
+        return loader.construct_document(root)
+    finally:
+        loader.dispose()
+
+
+def _size(node: yaml.Node, known: dict[int, int]) -> int:
+    """Values of a tree whose aliases are all written out. Raises ValueError for one that contains itself."""
+    if isinstance(node, yaml.ScalarNode):
+        return 1
+    if id(node) in known:
+        if not known[id(node)]:
+            raise ValueError("an alias in it stands for what contains it")
+        return known[id(node)]
+    known[id(node)] = 0
+    parts = [part for pair in node.value for part in (pair if isinstance(pair, tuple) else (pair,))]
+    known[id(node)] = size = 1 + sum(_size(part, known) for part in parts)
+    return size
+
+
 def _configs(repo: str, listed: Any) -> tuple[CardConfig, ...]:
     if not listed:
         return ()
@@ -104,7 +142,7 @@ def _configs(repo: str, listed: Any) -> tuple[CardConfig, ...]:
         if not isinstance(entry, dict) or not isinstance(entry.get("config_name"), str):
             raise InvalidCard(repo, CARD, f"each of `configs` needs a `config_name` that is a string, got {entry!r}")
         name = entry["config_name"]
-        if not name or any(char in name for char in r"<>:/\|?*"):
+        if not name or name != printable(name) or any(char in name for char in r"<>:/\|?*"):
             raise InvalidCard(repo, CARD, f"{name!r} cannot be a config's name")
         entries[name] = entry  # the last of two with one name counts, as in `datasets`, whatever the first one says
     return tuple(_config(repo, name, entry) for name, entry in entries.items())

@@ -2,6 +2,26 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from crucible.printable import printable
+
 
 class CrucibleError(Exception):
-    """Base of all errors of this package."""
+    """Base of all errors of this package. What they say can be shown on a terminal, whatever a name in it contains."""
+
+    def __init_subclass__(cls, **named: Any) -> None:
+        super().__init_subclass__(**named)
+        own = cls.__dict__.get("__str__")
+        if own is not None:
+            setattr(cls, "__str__", _shown(own))  # noqa: B010 - a method cannot be assigned to, as type checkers see it
+
+
+def _shown(text_of: Callable[[Any], str]) -> Callable[[Any], str]:
+    @functools.wraps(text_of)
+    def shown(error: Any) -> str:
+        return printable(text_of(error))
+
+    return shown

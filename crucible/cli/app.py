@@ -13,6 +13,7 @@ import click
 from crucible.cli.interrupt import remembered
 from crucible.cli.lazy import Lazy
 from crucible.errors import CrucibleError, UsageError
+from crucible.printable import printable
 
 HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 80}
 
@@ -70,7 +71,7 @@ class Root(Lazy):
             if isinstance(error, OSError) and error.errno == errno.EPIPE:
                 raise  # whoever read our output has gone; click ends quietly
             _trace(ctx)
-            what = f"{type(error).__name__}: {error}".splitlines()[0]
+            what = printable(f"{type(error).__name__}: {error}".splitlines()[0])
             raise click.ClickException(
                 f"{what} (this is a defect of crucible; run `crucible --debug …` for the traceback)"
             ) from error

@@ -12,6 +12,7 @@ import click
 from crucible.cli import options
 from crucible.cli.progress import Watch
 from crucible.cli.show import print_json
+from crucible.printable import printable
 
 _LONGEST = 200
 """Characters of a value that are shown; `--json` gives it whole."""
@@ -66,7 +67,7 @@ def show(number: int, row: dict[str, Any]) -> None:
     click.echo(f"row {number}")
     width = max((len(name) for name in row), default=0)
     for name, value in row.items():
-        click.echo(f"  {name:<{width}}  {for_person(value)}")
+        click.echo(printable(f"  {name:<{width}}  {for_person(value)}"))
 
 
 def for_person(value: Any) -> str:

@@ -8,10 +8,12 @@ from typing import Any
 
 import click
 
+from crucible.printable import printable, printable_json
+
 
 def print_json(value: Any) -> None:
     """One object on one line."""
-    click.echo(json.dumps(value, ensure_ascii=False, allow_nan=False))
+    click.echo(printable_json(json.dumps(value, ensure_ascii=False, allow_nan=False)))
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, left: int = 1, total: bool = False) -> None:
@@ -31,7 +33,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, left: 
             table.add_column(name, justify="right", no_wrap=True)
     lines = list(rows)
     for number, line in enumerate(lines):
-        table.add_row(*line, end_section=total and number == len(lines) - 2)
+        table.add_row(*map(printable, line), end_section=total and number == len(lines) - 2)
     Console(highlight=False, markup=False).print(table)
 
 
@@ -40,7 +42,7 @@ def print_facts(facts: Iterable[tuple[str, str]]) -> None:
     known = list(facts)
     width = max(len(name) for name, _ in known)
     for name, value in known:
-        click.echo(f"{name:<{width}}  {value}")
+        click.echo(printable(f"{name:<{width}}  {value}"))
 
 
 def human(size: int) -> str:

@@ -52,6 +52,14 @@ METADATA_LIMIT = 64 << 20
 """Bytes of one metadata reply. A page of 1,000 files is about 300 kB; more than this is not a Hub speaking."""
 
 
+MOST_FILES = 10_000_000
+"""Of one commit: ten times what the biggest repos have, in a few GB of memory."""
+BARREN_PAGES = 1_000
+"""Pages of a listing in a row without a file, after which no end is expected any more."""
+MOST_FILE_BYTES = 1 << 44
+"""16 TiB: no Hub keeps a file of more."""
+
+
 class Repo(Protocol):
     """What resolution needs of a repo, wherever it lies."""
 
@@ -128,6 +136,7 @@ class HubRepo:
     def files(self, ref: RepoRef) -> Iterator[SourceFile]:
         url: str | None = f"{self._api(ref)}/tree/{quote(ref.revision, safe='')}?recursive=true&expand=false"
         seen: set[str] = set()
+        found = barren = 0
         while url is not None:
             if url in seen:
                 raise SourceUnavailable(str(ref), self._endpoint, "the Hub's file listing goes round in a circle")
@@ -135,9 +144,20 @@ class HubRepo:
             page, response = self._json(url, ref)
             if not isinstance(page, list):
                 raise SourceUnavailable(str(ref), self._endpoint, "the Hub's file listing is not a list")
+            before = found
             for entry in page:
+                if not isinstance(entry, dict):
+                    raise SourceUnavailable(str(ref), self._endpoint, f"the Hub's file listing has {str(entry)[:40]!r}")
                 if entry.get("type") == "file":
+                    found += 1
                     yield self._source_file(ref, entry)
+            barren = barren + 1 if found == before else 0
+            if found > MOST_FILES or barren > BARREN_PAGES:
+                raise SourceUnavailable(
+                    str(ref),
+                    self._endpoint,
+                    f"the Hub's file listing does not end ({found:,} files, {len(seen):,} pages)",
+                )
             following = response.links.get("next", {}).get("url")
             url = urljoin(url, following) if following else None
             if url is not None and origin(url) != origin(self._endpoint):
@@ -168,7 +188,7 @@ class HubRepo:
             refs = json.loads(self._http.read(f"{self._api(ref)}/refs", limit=METADATA_LIMIT).content)
             named = [str(item["name"]) for kind in ("branches", "tags") for item in refs[kind]]
             return named + [str(item["ref"]) for item in refs["converts"]]
-        except (Refusal, ValueError, KeyError, TypeError):
+        except (Refusal, ValueError, KeyError, TypeError, RecursionError):
             return []  # this is for an error message: it must not become another error
 
     def has(self, ref: RepoRef) -> bool:
@@ -193,7 +213,7 @@ class HubRepo:
             raise error from refused
         try:
             return json.loads(response.content), response
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise SourceUnavailable(str(ref), self._endpoint, f"the Hub's answer is not JSON ({error})") from error
 
     def _source_file(self, ref: RepoRef, entry: dict[str, Any]) -> SourceFile:
@@ -205,9 +225,9 @@ class HubRepo:
             if blob_id == git_pointer_oid(oid, size):
                 blob_id = ""  # as nearly always: not worth the memory
             file = SourceFile(str(entry["path"]), size, oid, bool(lfs), str(entry.get("xetHash") or ""), blob_id)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise SourceUnavailable(str(ref), self._endpoint, f"a file listing entry lacks {error}") from error
-        if file.size < 0 or not is_oid(oid, lfs=file.lfs):
+        if not 0 <= file.size <= MOST_FILE_BYTES or not is_oid(oid, lfs=file.lfs):
             raise SourceUnavailable(
                 str(ref), self._endpoint, f"{file.path}: size {file.size} or hash {oid!r} is absurd"
             )

@@ -34,6 +34,7 @@ from crucible.hub.budget import SAID_CAP_S as SAID_CAP_S
 from crucible.hub.budget import backoff as backoff
 from crucible.hub.budget import said_wait as said_wait
 from crucible.hub.governor import Governor, local_governor
+from crucible.printable import printable
 from crucible.refs import RepoRef
 from crucible.report import Tally
 
@@ -68,7 +69,7 @@ class Refusal(Exception):
 
     def __init__(self, status: int | None, headers: Mapping[str, str], reason: str) -> None:
         super().__init__(status, headers, reason)
-        self.status, self.headers, self.reason = status, headers, reason
+        self.status, self.headers, self.reason = status, headers, printable(reason)  # a server wrote part of it
 
     @property
     def retryable(self) -> bool:

@@ -6,6 +6,8 @@ from typing import Any
 
 import yaml
 
+from crucible.card import load_yaml
+
 LISTS = {  # card field -> prefix of its tags
     "language": "language",
     "license": "license",
@@ -36,8 +38,8 @@ def parse_card(readme: str) -> dict[str, Any]:
     """The card as JSON-able data; {} when there is none or it is not valid."""
     text = front_matter(readme)
     try:
-        card = yaml.safe_load(text) if text else None
-    except yaml.YAMLError:
+        card = load_yaml(text) if text else None
+    except (yaml.YAMLError, ValueError, RecursionError):
         return {}
     return {str(key): _plain(value) for key, value in card.items()} if isinstance(card, dict) else {}
 
@@ -46,8 +48,8 @@ def card_problem(readme: str) -> str | None:
     """Why the Hub would refuse this README, or None."""
     text = front_matter(readme)
     try:
-        card = yaml.safe_load(text) if text else None
-    except yaml.YAMLError as error:
+        card = load_yaml(text) if text else None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         return f"Invalid YAML in README.md: {error}"
     return None if card is None or isinstance(card, dict) else "The front matter of README.md must be a mapping"
 
