@@ -163,18 +163,21 @@ class _Place:
 
 
 def item_results(manifest: Manifest) -> list[ItemResult]:
-    """What each item gave, as its worker would have recorded it; items without rows, which need no record, left out."""
+    """What each item gave, as its worker would have recorded it.
+
+    Which schema a file without rows had is not known: it gets all, which together are what the split has.
+    """
     packed = dict(manifest.schemas)
-    shards: dict[int, list[ShardInfo]] = {}
+    shards: list[list[ShardInfo]] = [[] for _ in manifest.items]
     for shard in manifest.shards:
-        shards.setdefault(shard.item, []).append(shard)
+        shards[shard.item].append(shard)
     return [
         ItemResult(
-            number,
-            manifest.items[number].key,
+            item.index,
+            item.key,
             HERE,
             tuple(sorted(made, key=lambda one: one.number)),
-            tuple((digest, packed[digest]) for digest in sorted({one.schema for one in made})),
+            tuple((digest, packed[digest]) for digest in sorted({one.schema for one in made} or packed)),
         )
-        for number, made in shards.items()
+        for item, made in zip(manifest.items, shards, strict=True)
     ]

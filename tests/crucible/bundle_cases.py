@@ -14,6 +14,9 @@ import crucible
 from crucible.bundle import BundleReport
 from crucible.cache.store import Store
 from crucible.cluster.bundles import export_bundle, import_bundle
+from crucible.hashing import shard_hasher
+from crucible.lockfile import NAME, lock_from_json
+from crucible.refs import canonical_json, digest_of
 from tests.hubserver.faults import FaultyHub
 
 CARD = b"""---
@@ -96,3 +99,25 @@ def everything() -> dict[str, tuple[str, list[dict[str, Any]]]]:
     """Split -> (features, rows) of `org/data` as this machine has it, in order of the splits."""
     found: Any = crucible.load_dataset("org/data")
     return {name: (str(one.features), one.to_list()) for name, one in found.items()}
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def lock_dict(folder: Path) -> dict[str, Any]:
+    return lock_from_json((folder / NAME).read_bytes(), "here").to_dict()
+
+
+def rewritten(folder: Path, key: str, data: bytes) -> None:
+    """Put other bytes in the place of a shard, and let the lock file say so."""
+    digest = shard_hasher()
+    digest.update(data)
+    raw = lock_dict(folder)
+    for manifest, split in zip(raw["manifests"], raw["splits"], strict=True):
+        for shard in manifest["shards"]:
+            if shard["key"] == key:
+                shard["digest"] = digest.hexdigest()
+        split["manifest"] = digest_of(manifest)
+    (folder / "shards" / key[:2] / f"{key}.arrow").write_bytes(data)
+    (folder / NAME).write_bytes(canonical_json({**raw, "digest": digest_of(raw)}))

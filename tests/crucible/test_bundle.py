@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-import io
-import os
-import shutil
+import subprocess
+import sys
 import tarfile
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 import crucible
-from crucible import ustar
 from crucible.bundle import read_lock, verify
 from crucible.cache.store import Store
 from crucible.cluster.bundles import export_bundle
-from crucible.errors import BundleError, ChecksumMismatch, ManifestError, NoRoom, OfflineMode, UsageError
-from crucible.hashing import shard_digest, shard_hasher
-from crucible.lockfile import NAME, lock_from_json
-from crucible.refs import canonical_json, digest_of
-from tests.crucible.bundle_cases import Sides, everything
+from crucible.cluster.drive import LocalExecutor, run_job
+from crucible.cluster.prepare import prepare
+from crucible.config import Settings
+from crucible.data_files import data_request
+from crucible.errors import BundleError, ManifestError, NoRoom, OfflineMode, UsageError
+from crucible.hashing import shard_digest
+from crucible.lockfile import NAME
+from crucible.refs import NodeId
+from crucible.report import Tally
+from crucible.workers.work import Workplace
+from tests.crucible.bundle_cases import Sides, contents, everything, rewritten
 from tests.crucible.bundle_cases import sides as sides
 
 
@@ -135,6 +138,53 @@ def test_an_interrupted_export_is_no_bundle_and_is_continued(sides: Sides, tmp_p
     assert verify(str(tmp_path / "b")).shards > 2
 
 
+def test_an_import_that_is_killed_leaves_a_store_that_loads_and_is_continued(sides: Sides, tmp_path: Path) -> None:
+    sent = sides.export(tmp_path / "b.tar")
+    data = (tmp_path / "b.tar").read_bytes()
+    sides.at(sides.inside, offline=True)
+    process = subprocess.Popen([sys.executable, "-m", "crucible", "import", "-"], stdin=subprocess.PIPE)
+    assert process.stdin is not None
+    process.stdin.write(data[: len(data) * 3 // 4])
+    process.stdin.flush()
+    deadline = time.monotonic() + 60
+    while len(list(Store(sides.inside).shards())) < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    process.wait(30)
+    process.stdin.close()
+    came = len(list(Store(sides.inside).shards()))
+    assert came >= 2
+    assert list(Store(sides.inside).manifests()) == []
+    with pytest.raises(OfflineMode):
+        everything()
+    assert sides.take(tmp_path / "b.tar").reused == came
+    assert list((sides.inside / "tmp").iterdir()) == []
+    assert len(everything()["train"][1]) == 600
+    assert came < sent.shards
+
+
+def test_what_was_imported_is_done_again_by_nobody_also_where_a_file_has_no_rows(sides: Sides, tmp_path: Path) -> None:
+    """A job over it finds every item done, and gives the manifests that were imported."""
+    row = b'{"id": 1, "text": "' + b"x" * 300_000 + b'"}\n'
+    sides.hub.import_files("org/gaps", {"a.jsonl": row, "b.jsonl": b"\n" * 300_000, "c.jsonl": row})
+    sides.at(sides.outside)
+    crucible.load_dataset("org/gaps")
+    export_bundle("org/gaps", out=tmp_path / "b")
+    (expected,) = read_lock(str(tmp_path / "b")).manifests
+    assert len(expected.items) == 3
+    assert {shard.item for shard in expected.shards} == {0, 2}
+    sides.take(tmp_path / "b")
+    settings, tally = Settings.from_env(), Tally()
+    request = data_request("org/gaps", None, split=None, revision=None, columns=None)
+    prepared = prepare(request, settings, Store(settings.home), tally, again=True)
+    executor = LocalExecutor(Workplace(Store(settings.home), settings, NodeId("here")))
+    try:
+        (made,), report = run_job("job", prepared, executor, limit_bytes=1 << 30)
+    finally:
+        executor.close()
+    assert (made.id, report.reused_items) == (expected.id, 3)
+
+
 def test_an_export_does_not_mix_with_what_lies_there(sides: Sides, tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "thesis.tex").write_text("mine")
@@ -182,210 +232,3 @@ def test_a_rotten_shard_here_makes_way(sides: Sides, tmp_path: Path) -> None:
     came = sides.take(tmp_path / "b")
     assert came.reused == came.shards - 1
     assert len(everything()["train"][1]) == 600
-
-
-# --- what is no bundle
-
-
-@pytest.fixture
-def whole(sides: Sides, tmp_path: Path) -> Path:
-    """A folder bundle; `whole.with_suffix(".tar")` is the tar."""
-    sides.export(tmp_path / "b")
-    sides.export(tmp_path / "b.tar")
-    return tmp_path / "b"
-
-
-def refused(sides: Sides, path: Path) -> str:
-    """What import and verify say of a bundle that is wrong, which is the same; nothing of it is visible."""
-    with pytest.raises((BundleError, ChecksumMismatch)) as seen:
-        verify(str(path))
-    with pytest.raises((BundleError, ChecksumMismatch)) as taken:
-        sides.take(path)
-    assert str(seen.value) == str(taken.value)
-    assert sides.inside_is_empty()
-    return str(seen.value)
-
-
-def test_a_flipped_byte_of_a_shard_is_named(sides: Sides, whole: Path) -> None:
-    shard = sorted((whole / "shards").rglob("*.arrow"))[0]
-    data = bytearray(shard.read_bytes())
-    data[1000] ^= 1
-    shard.write_bytes(data)
-    said = refused(sides, whole)
-    assert shard.relative_to(whole).as_posix() in said
-    assert "expected" in said
-
-
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(where=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7), cut=st.booleans())
-def test_a_tar_with_any_bit_flipped_or_any_end_cut_off_is_refused(
-    sides: Sides, whole: Path, where: float, bit: int, cut: bool
-) -> None:
-    data = bytearray(whole.with_suffix(".tar").read_bytes())
-    at = int(where * len(data))
-    if cut:
-        del data[at:]
-    else:
-        data[at] ^= 1 << bit
-    wrong = whole.with_name("wrong.tar")
-    wrong.write_bytes(data)
-    shutil.rmtree(sides.inside, ignore_errors=True)  # what is there already would not be taken again
-    with pytest.raises((BundleError, ChecksumMismatch)) as seen:
-        sides.take(wrong)
-    assert "wrong.tar" in str(seen.value)
-    assert sides.inside_is_empty()
-
-
-@pytest.mark.parametrize("change", ["missing", "extra", "longer", "shorter", "link", "folder link", "folder", "pipe"])
-def test_a_folder_with_other_members_is_refused_by_the_name_of_the_first(
-    sides: Sides, whole: Path, tmp_path: Path, change: str
-) -> None:
-    shard = sorted((whole / "shards").rglob("*.arrow"))[0]
-    name = shard.relative_to(whole).as_posix()
-    data = shard.read_bytes()
-    match change:
-        case "missing":
-            shard.unlink()
-        case "extra":
-            name = "shards/zz.sh"
-            (whole / name).write_text("#!/bin/sh\n")
-        case "longer":
-            shard.write_bytes(data + b"x")
-        case "shorter":
-            shard.write_bytes(data[:-1])
-        case "link":
-            (tmp_path / "aside").write_bytes(data)
-            shard.unlink()
-            shard.symlink_to(tmp_path / "aside")
-        case "folder link":
-            os.replace(shard.parent, tmp_path / "aside")
-            shard.parent.symlink_to(tmp_path / "aside")
-        case "folder":
-            shard.unlink()
-            shard.mkdir()
-        case "pipe":
-            shard.unlink()
-            os.mkfifo(shard)
-    assert name in refused(sides, whole)
-
-
-def member(name: str, **facts: Any) -> tuple[tarfile.TarInfo, bytes]:
-    info = tarfile.TarInfo(name)
-    for key, value in facts.items():
-        setattr(info, key, value)
-    return info, b"x" * info.size
-
-
-@pytest.mark.parametrize(
-    "evil",
-    [
-        member("../../etc/cron.d/x", size=4),
-        member("/etc/cron.d/x", size=4),
-        member("shards/link", type=tarfile.SYMTYPE, linkname="/etc/passwd"),
-        member("shards/link", type=tarfile.LNKTYPE, linkname="/etc/passwd"),
-        member("shards/device", type=tarfile.CHRTYPE, devmajor=1, devminor=5),
-        member("shards/folder", type=tarfile.DIRTYPE),
-        member("x" * 300, size=4),
-        member("\x1b[31mred", size=4),
-    ],
-    ids=["traversal", "absolute", "symlink", "hardlink", "device", "folder", "long", "escape"],
-)
-@pytest.mark.parametrize("first", [False, True], ids=["within", "first"])
-def test_a_tar_with_anything_else_in_it_is_refused(
-    sides: Sides, whole: Path, tmp_path: Path, evil: tuple[tarfile.TarInfo, bytes], first: bool
-) -> None:
-    made = tmp_path / "evil.tar"
-    with tarfile.open(whole.with_suffix(".tar")) as tar, tarfile.open(made, "w", format=tarfile.GNU_FORMAT) as out:
-        for number, one in enumerate(tar.getmembers()):
-            if number == (0 if first else 2):
-                out.addfile(evil[0], io.BytesIO(evil[1]))
-            out.addfile(one, tar.extractfile(one))
-    said = refused(sides, made)
-    assert "evil.tar" in said
-    assert "\x1b" not in said
-    assert not Path("/etc/cron.d/x").exists()
-
-
-def test_bytes_behind_a_tar_are_refused(sides: Sides, whole: Path) -> None:
-    tar = whole.with_suffix(".tar")
-    tar.write_bytes(tar.read_bytes() + b"\0")
-    assert "goes on at byte" in refused(sides, tar)
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        ({"format": 2}, "is of format 2, this crucible reads 1; use crucible"),
-        ({"conversion": 99}, "has shards of conversion 99, this crucible makes"),
-        ({"kind": "lunch"}, "is no lock file of crucible"),
-        ({"commit": "0" * 40, "survey": {"commit": "0" * 40}}, "about another commit"),
-        ({"request": {"repo": {"repo_id": "a/b"}, "shell": "rm"}}, "has other keys"),
-        ({"manifests": []}, "cannot be read"),
-        ({"splits": None}, "cannot be read"),
-    ],
-)
-def test_a_lock_file_that_says_something_else_is_refused(
-    sides: Sides, whole: Path, change: dict[str, Any], said: str
-) -> None:
-    raw = {**lock_dict(whole), **change}
-    (whole / NAME).write_bytes(canonical_json({**raw, "digest": digest_of(raw)}))
-    assert said in refused(sides, whole)
-
-
-@pytest.mark.parametrize("data", [b"", b"{}", b"[1]", b"\xff", b"[" * 200_000, b'{"kind":"crucible lock"', b"null"])
-def test_what_is_no_lock_file_is_refused(sides: Sides, whole: Path, data: bytes) -> None:
-    (whole / NAME).write_bytes(data)
-    assert NAME in refused(sides, whole)
-
-
-def test_a_manifest_under_names_that_its_recipe_denies_is_refused(sides: Sides, whole: Path) -> None:
-    """Else a bundle could plant its rows under the name of a shard of any other dataset."""
-    raw = lock_dict(whole)
-    shards = raw["manifests"][0]["shards"]
-    shards[0]["key"] = "0" * 64
-    raw["splits"][0]["manifest"] = digest_of(raw["manifests"][0])
-    (whole / NAME).write_bytes(canonical_json({**raw, "digest": digest_of(raw)}))
-    assert "is not what its key says" in refused(sides, whole)
-
-
-def test_a_path_that_is_nothing_is_named(tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match=r"nothing: cannot be opened \(No such file"):
-        verify(str(tmp_path / "nothing"))
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(BundleError, match="no bundle"):
-        verify(str(tmp_path / "empty"))
-    (tmp_path / "x.tar").write_bytes(b"not a tar")
-    with pytest.raises(BundleError):
-        verify(str(tmp_path / "x.tar"))
-
-
-@given(st.integers(0, 2**40), st.from_regex(r"[a-z._/-]{0,98}[a-z0-9]", fullmatch=True))
-def test_headers_are_those_that_tar_reads(size: int, name: str) -> None:
-    block = ustar.header(name, size)
-    info = tarfile.TarInfo.frombuf(block, "utf-8", "strict")
-    assert (info.name, info.size, info.isreg()) == (name, size, True)
-    assert ustar.size_in(block, name) == size
-    assert ustar.size_in(bytes(512), name) is None
-    assert (size + ustar.padding(size)) % ustar.BLOCK == 0
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def lock_dict(folder: Path) -> dict[str, Any]:
-    return lock_from_json((folder / NAME).read_bytes(), "here").to_dict()
-
-
-def rewritten(folder: Path, key: str, data: bytes) -> None:
-    """Put other bytes in the place of a shard, and let the lock file say so."""
-    digest = shard_hasher()
-    digest.update(data)
-    raw = lock_dict(folder)
-    for manifest, split in zip(raw["manifests"], raw["splits"], strict=True):
-        for shard in manifest["shards"]:
-            if shard["key"] == key:
-                shard["digest"] = digest.hexdigest()
-        split["manifest"] = digest_of(manifest)
-    (folder / "shards" / key[:2] / f"{key}.arrow").write_bytes(data)
-    (folder / NAME).write_bytes(canonical_json({**raw, "digest": digest_of(raw)}))
