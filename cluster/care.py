@@ -15,6 +15,7 @@ from typing import Any
 
 from crucible.cache.store import Store
 from crucible.cluster.agents import Agents
+from crucible.cluster.hands import RayHands
 from crucible.cluster.known import Known, Notes
 from crucible.cluster.ledger import EVERYTHING, Choice
 from crucible.cluster.operation import Job, Operation, Recipe, flow, perform
@@ -42,8 +43,16 @@ class Care(Known):
     Concurrency: any method from any thread.
     """
 
-    def __init__(self, store: Store, agents: Agents, notes: Notes, cluster: str, settings: Settings) -> None:
-        super().__init__(store, agents, notes, cluster, settings)
+    def __init__(
+        self,
+        store: Store,
+        agents: Agents,
+        notes: Notes,
+        cluster: str,
+        settings: Settings,
+        hands: RayHands | None = None,
+    ) -> None:
+        super().__init__(store, agents, notes, cluster, settings, hands)
         self._working = threading.Lock()
         """Held by the operation that is at work: one at a time."""
         self._operations: dict[str, Operation] = {}

@@ -112,6 +112,22 @@ class RayHands:
                 problems[node] = reason_of(cast("Any", error).cause) if hasattr(error, "cause") else reason_of(error)
         return answers, problems
 
+    def labels(self, name: str) -> dict[NodeId, str]:
+        """node -> the value of a Ray label (`ray start --labels`), of those that have it."""
+        return {
+            NodeId(node["NodeID"]): str(value)
+            for node in ray.nodes()
+            if node["Alive"] and (value := (node.get("Labels") or {}).get(name))
+        }
+
+    def draining(self) -> set[NodeId]:
+        """Nodes that Ray itself is about to take away: its own drain, or the preemption of a machine."""
+        with suppress(Exception):  # no public call tells it; without it, nobody knows
+            from ray._private.state import state
+
+            return {NodeId(node) for node in state.get_draining_nodes()}
+        return set()
+
     def _options(self, options: JobOptions) -> JobOptions:
         return replace(options, epoch=self._agents.turn.epoch)
 
@@ -131,21 +147,3 @@ def _then(future: Any, do: Callable[[Any], T]) -> Future[T]:
 
     future.add_done_callback(done)
     return made
-
-
-def labels(name: str) -> dict[NodeId, str]:
-    """node -> the value of a Ray label (`ray start --labels`), of those that have it."""
-    return {
-        NodeId(node["NodeID"]): str(value)
-        for node in ray.nodes()
-        if node["Alive"] and (value := (node.get("Labels") or {}).get(name))
-    }
-
-
-def draining_nodes() -> set[NodeId]:
-    """Nodes that Ray itself is about to take away: its own drain, or the preemption of a machine."""
-    with suppress(Exception):  # no public call tells it; without it, nobody knows
-        from ray._private.state import state
-
-        return {NodeId(node) for node in state.get_draining_nodes()}
-    return set()

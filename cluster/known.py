@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from crucible.cache.store import Store
 from crucible.cluster.agents import Agents
-from crucible.cluster.hands import RayHands, draining_nodes, labels
+from crucible.cluster.hands import RayHands
 from crucible.cluster.ledger import Choice, Ledger, Order
 from crucible.cluster.logbook import Logbook
 from crucible.cluster.remembered import options_of
@@ -26,7 +26,7 @@ from crucible.errors import CrucibleError, UsageError
 from crucible.manifest import Manifest, manifest_from_json
 from crucible.refs import NodeId, RepoRef
 from crucible.workers.caring import manifest_ids
-from crucible.workers.evict import source_answers
+from crucible.workers.evict import SOURCE_BAD_S, source_answers
 from crucible.workers.tasks import JobOptions
 
 SOURCE_GOOD_S = 60.0
@@ -61,11 +61,19 @@ class Known:
     Concurrency: any method from any thread.
     """
 
-    def __init__(self, store: Store, agents: Agents, notes: Notes, cluster: str, settings: Settings) -> None:
+    def __init__(
+        self,
+        store: Store,
+        agents: Agents,
+        notes: Notes,
+        cluster: str,
+        settings: Settings,
+        hands: RayHands | None = None,
+    ) -> None:
         self._store, self.agents, self._notes, self._cluster = store, agents, notes, cluster
         self._settings = settings
         self.ledger = Ledger()
-        self._hands = RayHands(agents, settings)
+        self._hands = RayHands(agents, settings) if hands is None else hands
         self._lock = threading.RLock()
         self._let_go: set[str] = set()
         """Keys of last copies that were dropped on purpose: no repair that nobody asked for makes them again."""
@@ -102,13 +110,13 @@ class Known:
     @property
     def drained(self) -> set[NodeId]:
         """Nodes that get nothing new: by an order of a person, or by Ray's."""
-        return {NodeId(node) for node in self._notes.notes("drain")} | draining_nodes()
+        return {NodeId(node) for node in self._notes.notes("drain")} | self._hands.draining()
 
     def racks(self) -> dict[NodeId, str]:
         """node -> rack, of all nodes that have said one: Ray's label, else CRUCIBLE_RACK of the node."""
         nodes = self.agents.handles()
         if unknown := nodes.keys() - self._racks.keys():
-            said = labels("rack")
+            said = self._hands.labels("rack")
             asked = self._hands.ask("rack", nodes=[node for node in unknown if node not in said])[0]
             self._racks.update({node: said.get(node) or str(asked.get(node, "")) for node in unknown})
         return {node: rack for node in nodes if (rack := self._racks.get(node, ""))}
@@ -178,11 +186,12 @@ class Known:
         told = {field.name: getattr(options, field.name) for field in fields(options) if field.name != "epoch"}
         for manifest in manifests:
             self._add(manifest)
-            self._promise(manifest.id, Order(replicas, self._cluster, job, told))
+            self.promise(manifest.id, Order(replicas, self._cluster, job, told))
             with self._lock:
                 self._let_go.difference_update(shard.key for shard in manifest.shards)
 
-    def _promise(self, manifest_id: str, order: Order) -> None:
+    def promise(self, manifest_id: str, order: Order) -> None:
+        """What is to be of a manifest from now on, whichever coordinator there is."""
         with self._lock:
             if self.ledger.orders.get(manifest_id) == order:
                 return
@@ -193,7 +202,7 @@ class Known:
         """Say of manifests how many nodes are to hold them; 0 gives them up. Their ids."""
         ids = self.meant(choice)
         for manifest_id in ids:
-            self._promise(manifest_id, replace(self.ledger.order(manifest_id), replicas=replicas))
+            self.promise(manifest_id, replace(self.ledger.order(manifest_id), replicas=replicas))
         return ids
 
     def meant(self, choice: Choice) -> list[str]:
@@ -261,7 +270,7 @@ class Known:
         told = {"options": dict(self.ledger.order(manifest_id).options or {})}
         settings = options_of(told, self._settings).on_this_node()
         at, answer = self._answers.get((repo, settings.endpoint), (float("-inf"), False))
-        if time.monotonic() - at > SOURCE_GOOD_S:
+        if time.monotonic() - at > (SOURCE_GOOD_S if answer else SOURCE_BAD_S):
             answer = source_answers(repo, settings)
             self._answers[repo, settings.endpoint] = (time.monotonic(), answer)
         return answer

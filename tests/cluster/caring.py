@@ -1,0 +1,147 @@
+"""A coordinator's upkeep over agents and hands that are not there: a catalog is what they hold, copies are instant."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, cast
+
+from crucible.cache.store import Store
+from crucible.cluster.agents import Agents
+from crucible.cluster.care import Care
+from crucible.cluster.catalog import Catalog
+from crucible.cluster.hands import RayHands
+from crucible.cluster.operation import Recipe
+from crucible.config import Settings
+from crucible.manifest import Manifest
+from crucible.refs import NodeId, ReadOptions, RepoRef, ShardInfo, SourceFile, WorkItem, digest_of
+
+CLUSTER = "session-1"
+
+
+class FakeNotes:
+    """Standing orders in memory."""
+
+    def __init__(self) -> None:
+        self.told: dict[str, dict[str, Mapping[str, Any]]] = {}
+
+    def note(self, kind: str, key: str, record: Mapping[str, Any] | None) -> None:
+        self.told.setdefault(kind, {})[key] = record or {}
+        if record is None:
+            del self.told[kind][key]
+
+    def notes(self, kind: str) -> Mapping[str, Mapping[str, Any]]:
+        return dict(self.told.get(kind, {}))
+
+
+class FakeAgents:
+    """Nodes with a catalog of what they hold."""
+
+    def __init__(self, nodes: Sequence[str]) -> None:
+        self.catalog = Catalog()
+        self.nodes = {NodeId(name): f"http://10.0.0.{number}:4000" for number, name in enumerate(nodes)}
+        self.drained: Collection[NodeId] = ()
+
+    def refresh(self) -> None: ...
+
+    def ensure(self) -> None: ...
+
+    def rebuild(self, nodes: Collection[NodeId] | None = None) -> None: ...
+
+    def handles(self) -> dict[NodeId, Any]:
+        return dict.fromkeys(self.nodes)
+
+    def agent_url(self, node: NodeId) -> str | None:
+        return self.nodes.get(node)
+
+    def weights(self) -> dict[NodeId, float]:
+        return {node: 1.0 for node in self.nodes if node not in self.drained}
+
+    def notes_of(self, _: NodeId) -> list[str]:
+        return []
+
+    def refused(self) -> dict[NodeId, str]:
+        return {}
+
+    def dropped(self, node: NodeId, keys: Collection[str]) -> None:
+        self.catalog.remove(node, keys)
+
+    def lose(self, name: str) -> None:
+        del self.nodes[NodeId(name)]
+        self.catalog.drop(NodeId(name))
+
+
+class FakeHands:
+    """What is told to be done is done at once."""
+
+    def __init__(self, agents: FakeAgents) -> None:
+        self.agents = agents
+        self.remade: list[str] = []
+        self.leaving: set[NodeId] = set()
+        self.answers: dict[str, dict[NodeId, Any]] = {}
+
+    def reached(self) -> Collection[NodeId]:
+        return self.agents.handles()
+
+    def copy(self, node: NodeId, shards: Sequence[ShardInfo]) -> Future[dict[str, str]]:
+        self.agents.catalog.add(node, [one.key for one in shards], [one.size for one in shards])
+        return _done()
+
+    def remake(self, node: NodeId, recipe: Recipe) -> Future[dict[str, str]]:
+        self.remade += recipe.promised
+        self.agents.catalog.add(node, recipe.promised)
+        return _done()
+
+    def drop(self, node: NodeId, keys: Sequence[str]) -> Future[dict[str, str]]:
+        self.agents.catalog.remove(node, keys)
+        return _done()
+
+    def ask(self, method: str, *_: Any, **__: Any) -> tuple[dict[NodeId, Any], dict[NodeId, str]]:
+        return self.answers.get(method, {}), {}
+
+    def labels(self, name: str) -> dict[NodeId, str]:
+        return {}
+
+    def draining(self) -> set[NodeId]:
+        return self.leaving
+
+
+def _done() -> Future[dict[str, str]]:
+    future: Future[dict[str, str]] = Future()
+    future.set_result({})
+    return future
+
+
+def caring(
+    home: Path, nodes: Sequence[str], manifests: Sequence[Manifest] = (), **settings: Any
+) -> tuple[Care, FakeAgents, FakeHands]:
+    """The upkeep of a cluster of these nodes, whose coordinator's store has these manifests."""
+    store, agents = Store(home), FakeAgents(nodes)
+    for manifest in manifests:
+        store.put_manifest(manifest)
+    hands = FakeHands(agents)
+    care = Care(
+        store,
+        cast("Agents", agents),
+        FakeNotes(),
+        CLUSTER,
+        Settings(home, **settings),
+        cast("RayHands", hands),
+    )
+    return care, agents, hands
+
+
+def make_manifest(shards: int, *, repo: str = "org/data", split: str = "train") -> Manifest:
+    """Two shards an item, each of 100 bytes."""
+    ref = RepoRef(repo, "c" * 40)
+    items = tuple(
+        WorkItem(
+            number, ref, (SourceFile(f"{split}-{number}", 9, digest_of({repo: number}), True),), ReadOptions("json"), 1
+        )
+        for number in range((shards + 1) // 2)
+    )
+    made = tuple(
+        ShardInfo(items[n // 2].shard_key(n % 2), 7, 100, f"{n:064x}", "", n // 2, n % 2) for n in range(shards)
+    )
+    return Manifest(ref, "main", split, None, "", (), items, made)
