@@ -154,8 +154,6 @@ class JobState:
     failed_on: dict[int, list[NodeId]] = field(default_factory=dict)
     """Of items that failed, the node of each try."""
     retries: int = 0
-    lost_nodes: set[NodeId] = field(default_factory=set)
-    """Nodes that went away during the job: what they still report as done went with them."""
     copying: Copying = field(default_factory=Copying)
     missed_copies: list[CrucibleError] = field(default_factory=list)
     """Copies that could not be made: the job is complete without them, with fewer replicas than asked for."""
@@ -183,7 +181,8 @@ def apply(state: JobState, event: Event) -> tuple[JobState, list[Command]]:
         case ItemDone(result):
             if (node := _landed(state, result.index)) is None:
                 return state, []
-            if result.shards and result.node in state.lost_nodes:
+            if result.shards and result.node not in state.nodes:
+                # it is gone, or one that is not of this job, whose end nobody would tell us
                 state.waiting.add(result.index, _heir(state, result.index, node))
             else:
                 state.done.put(result)
@@ -196,14 +195,14 @@ def apply(state: JobState, event: Event) -> tuple[JobState, list[Command]]:
                 return state, []
             _failed(state, index, node, error, passing, heir)
         case CopyDone(key, node):
-            if (copy := state.copying.ended(key, node)) is not None:
+            for copy in state.copying.ended(key, node):
                 state.inflight -= copy.size
-                if node not in state.lost_nodes and copy.index in state.done:
+                if node in state.nodes and copy.index in state.done:
                     state.done.copied(copy.index, copy.place, node)
         case CopyFailed(key, node, error):
-            if (copy := state.copying.ended(key, node)) is not None:
+            for copy in state.copying.ended(key, node):
                 state.inflight -= copy.size
-                if not state.copying.again(copy, node, lost=node in state.lost_nodes):
+                if not state.copying.again(copy, node, lost=node not in state.nodes):
                     state.missed_copies.append(error)
         case NodesChanged(nodes):
             _nodes_changed(state, nodes)
@@ -248,7 +247,7 @@ def _failed(
     tried.append(node)
     state.retries += 1
     # that a node died says little about the item; that it failed on many that died does
-    alive = sum(one not in state.lost_nodes for one in tried)
+    alive = sum(one in state.nodes for one in tried)
     if not passing or alive >= TRIES or len(tried) >= MOST_TRIES:
         state.error = state.error or error
         return
@@ -266,8 +265,9 @@ def _heir(state: JobState, index: int, without: NodeId) -> NodeId:
 
 def _nodes_changed(state: JobState, nodes: Mapping[NodeId, float]) -> None:
     gone = sorted(state.nodes.keys() - nodes.keys())
+    if len(state.nodes) < min(state.replicas, len(nodes)):
+        state.copying.look_at_all()
     state.nodes = nodes
-    state.lost_nodes = (state.lost_nodes | set(gone)) - nodes.keys()
     if not nodes:
         _gone(state)
         return
@@ -344,6 +344,7 @@ def _copies(state: JobState, most: int) -> list[CopyShard]:
             continue
         for place, shard in enumerate(state.done.shards(index)):
             holders = state.done.holders(index, place)
+            state.copying.join(index, place, shard.key)
             for node in _targets(state, index, shard, holders):
                 if state.inflight and state.inflight + shard.size > state.limit_bytes:
                     state.copying.first(index)
