@@ -31,7 +31,9 @@ from crucible.refs import RepoRef
 from crucible.report import Tally
 
 SOURCE_GOOD_S = 300.0
-"""How long an answer of a source is believed."""
+"""How long it is believed that a source has what it had..."""
+SOURCE_BAD_S = 5.0
+"""...and that it has not."""
 JOB_LIVES_S = 86_400.0
 """A job none of whose items was begun or found here for so long is over, whatever became of it."""
 JOB_RESTS_S = 6 * 3600.0
@@ -85,7 +87,7 @@ class Alone:
     def _answers_now(self, repo: RepoRef) -> bool:
         """Whether the Hub still has the commit, and lets us see it."""
         at, answer = self._answers.get(repo, (0.0, False))
-        if not at or time.monotonic() - at > SOURCE_GOOD_S:
+        if not at or time.monotonic() - at > (SOURCE_GOOD_S if answer else SOURCE_BAD_S):
             answer = source_answers(repo, self._settings)
             self._answers[repo] = (time.monotonic(), answer)
         return answer
