@@ -40,6 +40,7 @@ ray: Any = untyped_ray  # its annotations know neither `exceptions` nor what a r
 COORDINATOR = "crucible-coordinator"
 ASK_TIMEOUT_S = 30.0
 PROGRESS_EVERY_S = 0.5
+RETRY_S = 0.2
 COPY_KEEPS_S = 3600.0
 """A copy for safety's sake pushes out nothing that was used within this time."""
 
@@ -114,19 +115,26 @@ def coordinator() -> Any:
         ) from error
 
 
-def settings_for(options: JobOptions, job: str, asked: Any = None) -> Settings:
-    """This node's settings for a job, with the job's token if the node has none for its Hub.
+def asked_first(options: JobOptions, job: str) -> tuple[Settings, Any]:
+    """This node's settings for a job, with the job's token if the node has none for its Hub; and the coordinator.
 
-    `asked` is the coordinator, where the caller has it already.
+    Waits a while for a coordinator that is being started again. Raises ClusterError when none comes.
     """
     settings = options.on_this_node()
-    if settings.token is None:
-        # never `ray.get` in a task: Ray then counts its CPU as free, starts another worker process (two seconds of
-        # imports) and gives that one the next item, so that a node works on more of them than it has CPUs
-        answer = (coordinator() if asked is None else asked).credential.remote(job)
-        given = answer.future().result(ASK_TIMEOUT_S)
-        settings = replace(settings, token=Token(given) if given else None)
-    return settings
+    give_up = time.monotonic() + ASK_TIMEOUT_S
+    while True:
+        try:
+            there = coordinator()
+            if settings.token is None:
+                # never `ray.get` in a task: Ray then counts its CPU as free, starts another worker process (two seconds
+                # of imports) and gives that one the next item, so that a node works on more of them than it has CPUs
+                given = there.credential.remote(job).future().result(ASK_TIMEOUT_S)
+                settings = replace(settings, token=Token(given) if given else None)
+            return settings, there
+        except (ClusterError, ray.exceptions.RayActorError):
+            if time.monotonic() > give_up:
+                raise
+            time.sleep(RETRY_S)
 
 
 def check_epoch(store: Store, options: JobOptions) -> None:
@@ -138,10 +146,10 @@ def check_epoch(store: Store, options: JobOptions) -> None:
 def _run_item(item: WorkItem, options: JobOptions, job: str, spare_url: str | None = None) -> ItemResult:
     """Do one item on whatever node this runs on. Retries are the coordinator's: it knows where else to go."""
     options.check_here()
-    reporter = _Reporter(job)
-    settings = settings_for(options, job, reporter.coordinator)
+    check_epoch(Store(options.on_this_node().home), options)
+    settings, there = asked_first(options, job)
     store, tally = Store(settings.home), Tally()
-    check_epoch(store, options)
+    reporter = _Reporter(job, there)
     reach("worker.began")
     secret = load_secret(store)
     with ExitStack() as stack:
@@ -201,8 +209,8 @@ copy_shard_task: Any = ray.remote(num_cpus=0, max_retries=0)(_copy_shard)
 class _Reporter:
     """Tells the coordinator how many bytes arrived, at most twice a second, and never waits for an answer."""
 
-    def __init__(self, job: str) -> None:
-        self._job, self.coordinator = job, coordinator()
+    def __init__(self, job: str, there: Any) -> None:
+        self._job, self.coordinator = job, there
         self._lock = threading.Lock()
         self._unsent, self._sent_at = 0, time.monotonic()
 
