@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 import time
 from collections import Counter
@@ -229,7 +230,12 @@ class Player:
         """False if there is nothing to strike at."""
         stage, truth = self._stage, self.played.truth
         verb, _, what = strike.kind.partition("-")
-        titles = {"worker": "ray::item", "agent": "ray::Agent", "coordinator": "ray::Coordinator"}
+        titles = {
+            "worker": "ray::item",
+            "agent": "ray::Agent",
+            "coordinator": "ray::Coordinator",
+            "governor": "ray::Governor",
+        }
         if what in titles:
             # whatever node it runs on, where the one that was meant has none
             found = stage.processes(strike.node, titles[what]) or stage.anywhere(titles[what])
@@ -256,6 +262,8 @@ class Player:
                 for fault in fault_of(strike.what, strike.times, strike.seconds):
                     self._faults.append(fault)
                     stage.hub.faults.add(fault, first=True)
+                    if strike.what == "down":
+                        stage.later(strike.seconds, functools.partial(stage.hub.faults.remove, fault))
                 return True
             case "drain":
                 return self._drain(strike)

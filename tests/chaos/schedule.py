@@ -17,13 +17,26 @@ SLOTS = 3
 """Nodes of the suite's cluster. Node 0 has the head and the driver: it loses processes, never all at once."""
 
 Kind = Literal[
-    "kill-worker", "kill-agent", "kill-coordinator", "kill-node", "kill-rank",
+    "kill-worker", "kill-agent", "kill-coordinator", "kill-governor", "kill-node", "kill-rank",
     "stop-worker", "stop-agent", "stop-coordinator", "stop-rank",
     "hub", "disk-full", "read-only", "clock-jump", "flip-shard", "failpoint", "drain",
 ]  # fmt: skip
 """`kill-` is SIGKILL (of a node: the raylet, all its workers and its ranks), `stop-` SIGSTOP and later SIGCONT."""
 
-HUB_FAULTS = ("429", "503", "500", "cut", "flip", "reset", "stall", "drip", "expired", "wrong-length", "ignore-range")
+HUB_FAULTS = (
+    "429",
+    "503",
+    "500",
+    "cut",
+    "flip",
+    "reset",
+    "stall",
+    "drip",
+    "expired",
+    "wrong-length",
+    "ignore-range",
+    "down",
+)
 FAILPOINTS = tuple(sorted(POINTS))
 """Of the product: a point more there means other stories for the same seeds here."""
 FORMS = ("parquet", "jsonl", "jsonl.gz", "csv")
@@ -96,8 +109,10 @@ class Story:
         return "\n".join(lines)
 
 
+HARD = 10_000
+"""From this seed on a story has up to nine faults in each phase, and not up to four."""
 DURING_PREFETCH: tuple[tuple[Kind, int], ...] = (
-    ("kill-worker", 4), ("kill-agent", 2), ("kill-coordinator", 3), ("kill-node", 3),
+    ("kill-worker", 4), ("kill-agent", 2), ("kill-coordinator", 3), ("kill-governor", 1), ("kill-node", 3),
     ("stop-worker", 1), ("stop-agent", 1), ("stop-coordinator", 1),
     ("failpoint", 6), ("hub", 6), ("disk-full", 2), ("read-only", 1), ("clock-jump", 1), ("drain", 1),
 )  # fmt: skip
@@ -115,8 +130,9 @@ NOT_ON_THE_HEAD: tuple[Kind, ...] = ("kill-node", "disk-full", "read-only")
 def story_of(seed: int) -> Story:
     """The story of a seed: a pure function of it."""
     dice = random.Random(f"chaos {seed}")
-    prefetch = _strikes(dice, DURING_PREFETCH, dice.randint(1, 4))
-    training = _strikes(dice, DURING_TRAINING, dice.randint(1, 4))
+    least, most = (1, 4) if seed < HARD else (3, 9)
+    prefetch = _strikes(dice, DURING_PREFETCH, dice.randint(least, most))
+    training = _strikes(dice, DURING_TRAINING, dice.randint(least, most))
     return Story(
         seed=seed,
         files=dice.randint(5, 9),

@@ -35,7 +35,7 @@ CONNECTIONS = 8
 SETTINGS = {
     "CRUCIBLE_BACKOFF_CAP": "0.2", "CRUCIBLE_SHARD_BYTES": "120000", "CRUCIBLE_PART_BYTES": str(PART),
     "CRUCIBLE_STREAMS": str(STREAMS), "CRUCIBLE_CONNECTIONS": str(CONNECTIONS), "CRUCIBLE_STALL": "1",
-    "HF_HUB_DOWNLOAD_TIMEOUT": "4", "CRUCIBLE_TRIES": "8",
+    "HF_HUB_DOWNLOAD_TIMEOUT": "4", "CRUCIBLE_TRIES": "24",
 }  # fmt: skip
 
 NODES = {"HF_ENDPOINT": "http://127.0.0.1:9", "CRUCIBLE_REPAIR_AFTER": "2"}
@@ -321,6 +321,8 @@ def fault_of(what: str, times: int, seconds: float) -> list[Fault]:
             return [Fault(what, origin="cdn", after=20_000, times=times)]
         case "drip":
             return [Fault("slow", origin="cdn", piece=4000, wait=0.1, times=times)]
+        case "down":
+            return [Fault("reset")]
         case "reset":
             return [Fault("reset", times=2 * times)]
     return [Fault(what, origin="cdn", times=times)]  # type: ignore[arg-type]

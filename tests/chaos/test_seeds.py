@@ -14,13 +14,14 @@ import pytest
 from tests.chaos.invariants import CHECKS, broken, leaks_in
 from tests.chaos.planted import PLANTED
 from tests.chaos.play import Player
-from tests.chaos.schedule import story_of
+from tests.chaos.schedule import DURING_PREFETCH, DURING_TRAINING, FORMS, HARD, HUB_FAULTS, story_of
 from tests.chaos.stage import Stage
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
-SHORT = (0, 1, 2, 3, 4, 5)
-LONG_FIRST, LONG_ROUNDS = 1000, 40
+# every kind of fault is in one of them
+SHORT = (377, 300, 258, 321, 309, 399, 217)
+LONG_FIRST, LONG_ROUNDS = HARD - 20, 40
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -55,6 +56,17 @@ def test_whatever_fails_all_that_must_hold_holds(
     )
     print(told)  # pytest shows it when the test fails
     assert not found, "\n".join([told, *found])
+
+
+def test_the_short_form_has_every_kind_of_fault_and_a_seed_says_all() -> None:
+    stories = [story_of(seed) for seed in SHORT]
+    strikes = [strike for story in stories for strike in (*story.prefetch, *story.training)]
+    possible = [kind for kind, weight in (*DURING_PREFETCH, *DURING_TRAINING) if weight]
+    assert {strike.kind for strike in strikes} == set(possible)
+    assert {strike.what for strike in strikes if strike.kind == "hub"} == set(HUB_FAULTS)
+    assert {story.form for story in stories} == set(FORMS)
+    assert {story.early for story in stories} == {True, False}
+    assert [story_of(seed) for seed in SHORT] == stories
 
 
 CALM = replace(story_of(0).calm(), seed=10**6, files=3, rows=300, replicas=2, epochs=1, worlds=(2,), early=False)
