@@ -11,18 +11,26 @@ So a store keeps to its quota but for the estimate of what is under way, and its
 
 from __future__ import annotations
 
+import os
+import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from crucible.cache.book import Reservation, RoomBook
-from crucible.cache.quota import Room
+from crucible.cache.disk import disk_of
+from crucible.cache.hubcache import HubCache
+from crucible.cache.quota import Room, reserve_of
 from crucible.cache.store import Store
 from crucible.cache.usage import room_of
 from crucible.config import Settings
 from crucible.errors import DiskFull, NoRoom, StoreError
+from crucible.formats.growth import peak_bytes
+from crucible.hub.client import is_folder
+from crucible.refs import WorkItem
 from crucible.stopping import check, never, rest
 from crucible.workers.asking import Line
 from crucible.workers.evict import Alone, evict, spare_of
@@ -32,6 +40,48 @@ WAIT_S = 600.0
 PAUSES_S = (0.02, 1.0)
 ASK_EVERY_S = 5.0
 """How often others are asked for room while this one waits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What a piece of work wants to bring, in bytes."""
+
+    what: str
+    """For a person."""
+    peak: int
+    """That it may take at most, as far as can be told."""
+    least: Callable[[], int]
+    """That are certain to come. Asked only where there are no `peak`."""
+
+
+def room_of_item(item: WorkItem, settings: Settings, *, keep_raw: bool) -> Need:
+    """Of an item: its source files that are not here yet, what is unpacked of them, and its shards.
+
+    With `keep_raw` the files go to the Hub cache: where that is another disk, raises NoRoom if they do not fit there.
+    """
+    what = item.files[0].path + (f" and {len(item.files) - 1} more files" if len(item.files) > 1 else "")
+    if is_folder(item.repo.repo_id):  # they are used where they lie
+        return Need(what, peak_bytes(item) - item.size, lambda: 0)
+    cache = HubCache(settings.hub_cache)
+    blobs = cache.blobs(item.repo) if keep_raw else Store(settings.home).raw
+
+    def missing() -> int:
+        if item.options.partial:
+            return 0  # some ranges of them
+        files = (file for file in item.files if cache.find(item.repo, file) is None)
+        return sum(max(0, file.size - blobs.landed(file)) for file in files)
+
+    if keep_raw and os.stat(disk_of(blobs.root)).st_dev != os.stat(disk_of(settings.home)).st_dev:
+        _check_free(blobs.root, what, missing())
+        return Need(what, peak_bytes(item) - item.size, lambda: 0)
+    return Need(what, peak_bytes(item), missing)
+
+
+def _check_free(folder: Path, what: str, need: int) -> None:
+    disk = shutil.disk_usage(disk_of(folder))
+    if (left := disk.free - reserve_of(disk.total)) < need:
+        why = f"the disk of the Hub cache has {disk.free:,} bytes free"
+        raise NoRoom(str(folder), socket.gethostname(), what, need, max(0, left), why)
 
 
 class Claim:
@@ -66,42 +116,34 @@ class Claim:
 def admitted(
     store: Store,
     settings: Settings,
-    what: str,
+    need: Need,
     *,
-    peak: int,
-    least: int | Callable[[], int],
     since: float | None = None,
     stopped: Callable[[], bool] = never,
 ) -> Iterator[Claim]:
-    """Have `peak` bytes promised for the time of a `with`, or less but no less than `least`.
+    """Have `need.peak` bytes promised for the time of a `with`, or less but no less than `need.least`.
 
-    A function for `least` is asked only where there are no `peak`. `since`: shards used then or later do not make room.
-    Waits for other work if need be. Raises NoRoom, StoreError, or Stopped.
+    `since`: shards used then or later do not make room. Waits for other work if need be. Raises NoRoom, StoreError, or
+    Stopped.
     """
-    certain = (lambda: least) if isinstance(least, int) else least
-    reservation = _reserve(store, settings, what, peak, certain, since, stopped)
+    reservation = _reserve(store, settings, need, since, stopped)
     try:
-        yield Claim(store, settings, what, reservation)
+        yield Claim(store, settings, need.what, reservation)
     finally:
         reservation.close()
 
 
 def _reserve(
-    store: Store,
-    settings: Settings,
-    what: str,
-    peak: int,
-    certain: Callable[[], int],
-    since: float | None,
-    stopped: Callable[[], bool],
+    store: Store, settings: Settings, need: Need, since: float | None, stopped: Callable[[], bool]
 ) -> Reservation:
+    what, peak = need.what, need.peak
     book = RoomBook(store.home)
     give_up, pause = time.monotonic() + WAIT_S, PAUSES_S[0]
     asked_at = float("-inf")
     while True:
         with book.alone(stopped):
             room = room_of(store.home, settings.quota)
-            least = peak if room.left >= peak else min(peak, certain())
+            least = peak if room.left >= peak else min(peak, need.least())
             if room.left < peak and time.monotonic() - asked_at > ASK_EVERY_S:
                 enough = make_room(store, settings, peak - room.left, since)
                 if not enough and room.left < least:

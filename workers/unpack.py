@@ -25,7 +25,7 @@ from crucible.manifest import Manifest
 from crucible.refs import NodeId, RepoRef, ShardInfo, SourceFile
 from crucible.report import ItemResult, Progress
 from crucible.workers.cached import is_right
-from crucible.workers.room import Claim, admitted
+from crucible.workers.room import Claim, Need, admitted
 
 HERE = NodeId("local")
 
@@ -50,7 +50,7 @@ def unpack(
         place = _Place(bundle, Store(settings.home), HubCache(settings.hub_cache))
         missing = sum(m.size for m in lock.members() if isinstance(m.what, ShardInfo) and not place.seems_here(m.what))
         what = f"bundle {bundle.where}"
-        with admitted(place.store, settings, what, peak=missing, least=missing, since=began) as claim:
+        with admitted(place.store, settings, Need(what, missing, lambda: missing), since=began) as claim:
             reused = place.take_all(claim, Counter(lock, f"import {lock.repo.repo_id}", on_progress))
         bundle.finish()
         place.name_all()

@@ -44,7 +44,7 @@ from crucible.workers.cached import cached_copy, is_right
 from crucible.workers.columns import bring_columns, naming_columns
 from crucible.workers.download import DownloadOptions, Spare, bring
 from crucible.workers.links import batching
-from crucible.workers.room import Claim, admitted
+from crucible.workers.room import Claim, Need, admitted, room_of_item
 from crucible.workers.sources import Body, HubSource, PeerSource, Source
 from crucible.workers.tls import Trust
 from crucible.workers.xet import having, xet_source
@@ -103,7 +103,11 @@ def run_item(item: WorkItem, place: Workplace) -> ItemResult:
             return found
         tally = Tally()
         try:
-            with _room(item, place) as claim, place.store.workspace() as folder:
+            wanted = room_of_item(item, place.settings, keep_raw=place.keep_raw)
+            with (
+                admitted(place.store, place.settings, wanted, since=place.since, stopped=place.stopped) as claim,
+                place.store.workspace() as folder,
+            ):
                 brought = _bring(item, place, folder, tally)
                 reach("worker.brought")
                 claim.expect(peak_bytes(item) - item.size)
@@ -178,22 +182,6 @@ def _found(item: WorkItem, place: Workplace) -> ItemResult | None:
     return found
 
 
-def _room(item: WorkItem, place: Workplace) -> AbstractContextManager[Claim]:
-    """Room for an item's source files and shards. What is certain to come are the files that are not here yet."""
-
-    def least() -> int:
-        if item.options.partial or is_folder(item.repo.repo_id):
-            return 0
-        cache = HubCache(place.settings.hub_cache)
-        blobs = cache.blobs(item.repo) if place.keep_raw else place.store.raw
-        missing = [file for file in item.files if cache.find(item.repo, file) is None]
-        return sum(max(0, file.size - blobs.landed(file)) for file in missing)
-
-    what = f"{item.files[0].path}" + (f" and {len(item.files) - 1} more files" if len(item.files) > 1 else "")
-    peak = peak_bytes(item) - (item.size if is_folder(item.repo.repo_id) else 0)
-    return admitted(place.store, place.settings, what, peak=peak, least=least, since=place.since, stopped=place.stopped)
-
-
 def copy_shard(shard: ShardInfo, urls: Sequence[str], secret: str, place: Workplace, tally: Tally) -> Path:
     """Bring a shard from the first peer that has it right, verified against its digest. Raises a TransferError."""
     if place.store.has_shard(shard):
@@ -213,15 +201,9 @@ def copy_shard(shard: ShardInfo, urls: Sequence[str], secret: str, place: Workpl
         ]
         # a peer that fails is not asked again: another one, or the Hub, is nearer than its backoff
         options = replace(DownloadOptions.of(place.settings, stopped=place.stopped), tries=1, backoff_cap_s=0)
-        with admitted(
-            place.store,
-            place.settings,
-            f"shard {shard.key[:12]}",
-            peak=shard.size,
-            least=lambda: max(0, shard.size - place.store.raw.landed(file)),
-            since=place.since,
-            stopped=place.stopped,
-        ):
+        landed = place.store.raw.landed
+        wanted = Need(f"shard {shard.key[:12]}", shard.size, lambda: max(0, shard.size - landed(file)))
+        with admitted(place.store, place.settings, wanted, since=place.since, stopped=place.stopped):
             draft = bring(file, peers, place.store.raw, options, tally, place.observe)
         try:
             return place.store.commit_shard(draft, shard.key, shard.digest)

@@ -19,18 +19,20 @@ import pytest
 from crucible.cache.book import RoomBook
 from crucible.cache.pins import Pins
 from crucible.cache.store import Store
+from crucible.cluster.prepare import prepare
 from crucible.config import Settings
 from crucible.dataset import IterableDataset
 from crucible.errors import DiskFull, NoRoom, StoreError, StoreReadOnly
 from crucible.hashing import sha256_file, shard_digest
 from crucible.manifest import Manifest
 from crucible.refs import NodeId, RepoRef, SourceFile
-from crucible.report import ItemResult
+from crucible.report import ItemResult, Tally
 from crucible.session import data_request, local_job
 from crucible.workers import drafts, room
 from crucible.workers.fetch import NodeShards
 from crucible.workers.litter import litter
 from crucible.workers.scrub import scrub
+from crucible.workers.work import Workplace, run_item
 from tests.hubserver.faults import FaultyHub
 from tests.workers.keeping_cases import ROWS, lay_out, small_disk
 
@@ -131,6 +133,21 @@ def test_what_does_not_fit_at_all_is_refused_before_a_byte_is_asked_for(repo: Fa
     with pytest.raises(NoRoom, match="train-"):
         prefetch(settings_of(repo, disk / "home"))
     assert repo.bytes_sent() == 0
+
+
+def test_source_files_that_are_kept_on_another_disk_need_room_there(
+    repo: FaultyHub, disk: Path, tmp_path: Path
+) -> None:
+    settings = replace(settings_of(repo, tmp_path / "home"), hub_cache=disk / "hub")
+    request = data_request("org/data", None, split="train", revision=None, columns=None)
+    item = prepare(request, settings, Store(settings.home), Tally()).items[0][0]
+    ballast = fill(disk, 200_000)
+    place = Workplace(Store(settings.home), settings, NodeId("n"), keep_raw=True)
+    with pytest.raises(NoRoom, match="Hub cache"):
+        run_item(item, place)
+    assert repo.bytes_sent() == 0
+    ballast.unlink()
+    assert run_item(item, place).shards
 
 
 def write_item(store: Store, manifest: Manifest) -> None:

@@ -28,7 +28,7 @@ from crucible.workers import room
 from crucible.workers.evict import Alone, evict, job_began, usages
 from crucible.workers.fetch import NodeShards
 from crucible.workers.keeping import Keeping, usage
-from crucible.workers.room import admitted
+from crucible.workers.room import Need, admitted
 from crucible.workers.secret import ensure_secret
 from crucible.workers.serve import AgentAddress, AgentServer, write_address
 from tests.hubserver.faults import FaultyHub
@@ -215,10 +215,10 @@ def test_without_a_cluster_a_shard_goes_only_while_the_hub_answers(hub: FaultyHu
 def test_work_waits_for_what_others_were_promised_and_did_not_take(tmp_path: Path) -> None:
     settings = Settings(tmp_path / "home", quota=Quota(size=10_000_000))
     store, entered = Store(settings.home), threading.Event()
-    with admitted(store, settings, "first", peak=9_000_000, least=1) as claim:
+    with admitted(store, settings, Need("first", 9_000_000, lambda: 1)) as claim:
 
         def second() -> None:
-            with admitted(store, settings, "second", peak=8_000_000, least=5_000_000):
+            with admitted(store, settings, Need("second", 8_000_000, lambda: 5_000_000)):
                 entered.set()
 
         thread = threading.Thread(target=second)
@@ -235,7 +235,7 @@ def test_work_waits_for_what_others_were_promised_and_did_not_take(tmp_path: Pat
 def test_what_takes_more_than_it_was_promised_stops_at_the_quota(tmp_path: Path) -> None:
     settings = Settings(tmp_path / "home", quota=Quota(size=1_000_000))
     store = Store(settings.home)
-    with store.workspace() as folder, admitted(store, settings, "it", peak=600_000, least=1) as claim:
+    with store.workspace() as folder, admitted(store, settings, Need("it", 600_000, lambda: 1)) as claim:
         (folder / "a").write_bytes(b"x" * 500_000)
         claim.landed(500_000)
         (folder / "b").write_bytes(b"x" * 400_000)
