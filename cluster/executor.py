@@ -13,6 +13,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from crucible.cluster.drive import as_crucible_error, may_pass
 from crucible.cluster.flights import Flights
+from crucible.cluster.given import Given
 from crucible.cluster.place import successor
 from crucible.cluster.track import CopyShard, RunItem
 from crucible.cluster.turns import Turn
@@ -65,6 +66,7 @@ class RayExecutor:
         if not self._weights:
             raise ClusterError("no node of this Ray cluster has a running agent; see `crucible nodes`")
         self._looked_at = time.monotonic()
+        self._given = Given()
         self.slots = SLOTS_PER_CPU * most_cpus()
         """Items that a node is sent at a time."""
 
@@ -80,7 +82,8 @@ class RayExecutor:
             there = NodeAffinitySchedulingStrategy(node, soft=True)
             spare = self._owner.agent_url(command.spare) if command.spare is not None else None
             call = run_item_task.options(scheduling_strategy=there, name=f"item {command.item.index}")
-            future = cast("Future[ItemResult]", call.remote(command.item, self._options, self._job, spare).future())
+            task = cast("Future[ItemResult]", call.remote(command.item, self._options, self._job, spare).future())
+            future = self._given.watch(node, task)
             future.add_done_callback(self._landed)
             reach("job.dispatched")
             return future
@@ -108,7 +111,8 @@ class RayExecutor:
         there = NodeAffinitySchedulingStrategy(command.node, soft=False)
         urls = tuple(self._owner.locate([command.shard.key])[command.shard.key])
         call = copy_shard_task.options(scheduling_strategy=there, name=f"copy {command.shard.key[:12]}")
-        future = cast("Future[Counts]", call.remote(command.shard, urls, self._options).future())
+        task = cast("Future[Counts]", call.remote(command.shard, urls, self._options).future())
+        future = self._given.watch(command.node, task)
 
         def landed(done: Future[Counts]) -> None:
             if done.exception() is None:
@@ -124,6 +128,7 @@ class RayExecutor:
         self._owner.turn.check()
         if time.monotonic() - self._looked_at >= NODES_EVERY_S:
             alive = alive_nodes()
+            self._given.look(alive)
             weights = {node: weight for node, weight in self._weights.items() if node in alive}
             self._met &= alive.keys()
             joined = {node for node in alive.keys() - self._met if self._owner.agent_url(node) is not None}
