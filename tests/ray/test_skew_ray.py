@@ -39,7 +39,7 @@ time.time = lambda: now() + 3600
 
 def join(nodes: Any, folder: Path, hook: str) -> str:
     """A node whose processes begin with `hook`; its id."""
-    (folder / "hook").mkdir(parents=True)
+    (folder / "hook").mkdir(parents=True, exist_ok=True)
     (folder / "hook" / "sitecustomize.py").write_text(hook)
     before = set(nodes.alive())
     plain = nodes.environment
@@ -56,25 +56,29 @@ def test_nodes_of_other_versions_are_named_and_make_no_shard(
 ) -> None:
     hub.import_folder("org/chat", chat_files(tmp_path / "repo", files=6, rows=2000))
     nodes = start_nodes(2, hub.endpoint, CRUCIBLE_SHARD_BYTES="524288")
+    (tmp_path / "foreign" / "store").mkdir(parents=True)
+    (tmp_path / "foreign" / "store" / "VERSION").write_text("99\n")
     foreign = join(nodes, tmp_path / "foreign", OTHER_PROTOCOL)
     writer = join(nodes, tmp_path / "writer", OTHER_WRITER)
 
     report = crucible.prefetch("org/chat", split="train", address=nodes.address)
     assert report.rows == 12_000
     assert {node for node, _, _ in report.nodes} <= set(nodes.alive()) - {foreign, writer}
-    (refusal,) = [note for note in report.notes if note.startswith(f"node {foreign[:12]}")]
-    assert "protocol 99, the coordinator has" in refusal
+    refusals = " ".join(note for note in report.notes if note.startswith(f"node {foreign[:12]}"))
+    assert "protocol 99, the coordinator has" in refusals
+    assert "a store of layout 99, this crucible reads 1" in refusals
+    assert [path.name for path in (tmp_path / "foreign" / "store").iterdir()] == ["VERSION"]
     about_writer = " ".join(note for note in report.notes if note.startswith(f"node {writer[:12]}"))
     assert "pyarrow 19.0.1" in about_writer
     assert "converts nothing" in about_writer
     assert "clock" in about_writer
     assert "ahead" in about_writer
-    assert list(Store(tmp_path / "foreign" / "store").shards()) == []
     assert list(Store(tmp_path / "writer" / "store").shards()) == []
 
     shown = look(nodes.address)
     (refused,) = [node for node in shown if node["node"] == foreign]
-    assert (refused["alive"], "protocol 99" in refused["problem"]) == (False, True)
+    assert not refused["alive"]
+    assert "layout 99" in refused["problem"]
     (left_out,) = [node for node in shown if node["node"] == writer]
     assert left_out["alive"]
     assert any("19.0.1" in note for note in left_out["notes"])
