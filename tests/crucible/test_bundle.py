@@ -79,6 +79,38 @@ def test_a_split_alone_is_exported_and_the_others_are_not_there_inside(sides: Si
         crucible.load_dataset("org/data", split="train")
 
 
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"columns": ["id"]},
+        {"data_files": {"other": ["data/b.jsonl"]}},
+        {"data_dir": "data"},
+        {"features": {"id": {"dtype": "int32", "_type": "Value"}, "nested": {"dtype": "string", "_type": "Value"}}},
+    ],
+    ids=lambda asked: next(iter(asked)),
+)
+def test_another_choice_of_the_same_repo_is_another_dataset_on_both_sides(
+    sides: Sides, tmp_path: Path, asked: dict[str, Any]
+) -> None:
+    split = {"split": "test"} if "features" in asked else {}
+    if "features" in asked:
+        sides.hub.import_files("org/data", {"test.jsonl": b'{"id": 1, "nested": "x"}\n'})
+    sides.at(sides.outside)
+    expected = shown(**asked, **split)
+    export_bundle("org/data", out=tmp_path / "b", **asked, **split)
+    sides.take(tmp_path / "b")
+    assert shown(**asked, **split) == expected
+    with pytest.raises(OfflineMode):
+        shown()
+
+
+def shown(**asked: Any) -> dict[str, tuple[str, list[dict[str, Any]]]]:
+    """Split -> (features, rows)."""
+    found: Any = crucible.load_dataset("org/data", **asked)
+    splits = found if isinstance(found, dict) else {asked["split"]: found}
+    return {name: (str(one.features), one.to_list()) for name, one in splits.items()}
+
+
 def test_what_was_not_prefetched_is_not_exported_and_asks_no_hub(sides: Sides, tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match="crucible prefetch org/data"):
         sides.export(tmp_path / "b.tar", revision="0" * 40)
