@@ -98,12 +98,36 @@ class _Dialect:
     def rows(self, text: io.TextIOWrapper) -> Iterator[list[str]]:
         """Records by Python's csv, blank lines left out."""
         csv.field_size_limit(self.row_bytes)
+        lines = _Lines(text, self.row_bytes)
         for _ in range(self.skip_rows):
-            text.readline()
+            next(lines, None)
+            lines.used = 0
         reader = csv.reader(
-            text, delimiter=self.delimiter, quotechar=self.quote, doublequote=self.double, escapechar=self.escape
+            lines, delimiter=self.delimiter, quotechar=self.quote, doublequote=self.double, escapechar=self.escape
         )
-        return (row for row in reader if row)
+        for row in reader:
+            lines.used = 0
+            if row:
+                yield row
+
+
+class _Lines:
+    """The lines of a file, of which one record may have `most` characters: csv bounds its fields, and no line."""
+
+    def __init__(self, text: io.TextIOWrapper, most: int) -> None:
+        self._text, self._most, self.used = text, most, 0
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        line = self._text.readline(self._most + 1)
+        self.used += len(line)
+        if self.used > self._most:
+            raise csv.Error(f"field larger than field limit ({self._most})")
+        if not line:
+            raise StopIteration
+        return line
 
 
 def _header(path: Path, name: str, dialect: _Dialect, options: ReadOptions) -> tuple[list[str], int]:
