@@ -33,6 +33,7 @@ RETRY_MOST_S = 3600.0
 """Between two tries of a repair that nobody asked for and that did not succeed."""
 CHECKED_AT_ONCE = 4096
 """Shards of a node: each lot reads its manifests anew."""
+NOTHING: frozenset[str] = frozenset()
 REMEMBERED = 32
 """Operations that have ended and can still be asked about."""
 
@@ -141,8 +142,10 @@ class Care(Known):
         drained = self.drained
         staying = {one for one in self.agents.handles() if one not in drained}
         holders, now = self.agents.catalog.holders, time.monotonic()
-        last = [key for key in keys if not holders(key) & staying - {node}]
-        again = self.sources_of(last) if last else set()
+        with self._lock:
+            elsewhere = set(self._promises.could(node, keys, holders, staying, NOTHING.__contains__, now))
+        last = [key for key in keys if key not in elsewhere]
+        again = self.sources_of(last) if last else set()  # may take a while, so nothing is held meanwhile
         with self._lock:  # of two that ask at once, the second sees what the first was promised
             allowed = self._promises.could(node, keys, holders, staying, again.__contains__, now)
             if promise:
@@ -241,7 +244,7 @@ class Care(Known):
         match kind:
             case "repair":
                 ids = self.meant(choice) if choice else None
-                plan = self.plan_repair(ids, trim=bool(asked.get("trim")))
+                plan = self.plan_repair(ids, trim=bool(asked.get("trim")), replicas=asked.get("replicas"))
             case "rebalance":
                 plan = self.plan_rebalance()
             case "drain":

@@ -217,12 +217,14 @@ class Known:
 
     # --- plans
 
-    def plan_repair(self, ids: Collection[str] | None, *, trim: bool, on_purpose: bool = True) -> Plan:
+    def plan_repair(
+        self, ids: Collection[str] | None, *, trim: bool, on_purpose: bool = True, replicas: int | None = None
+    ) -> Plan:
         """What `repair` would do for these manifests, or for all. Not `on_purpose`: what was let go stays away."""
         with self._lock:
             let_go = set() if on_purpose else set(self._let_go)
         return repair(
-            self.ledger.shards(ids),
+            self.ledger.shards(ids, replicas),
             self.agents.catalog.holders,
             self.places(),
             trim=trim,

@@ -169,10 +169,10 @@ class Ledger:
     def replicas(self, manifest_id: str) -> int:
         return self.order(manifest_id).replicas
 
-    def shards(self, ids: Collection[str] | None = None) -> Shards:
-        """The shards of these manifests, or of all, each once, for `upkeep`."""
+    def shards(self, ids: Collection[str] | None = None, replicas: int | None = None) -> Shards:
+        """The shards of these manifests, or of all, each once, for `upkeep`; wanted `replicas` times if said."""
         entries = [entry for name, entry in self._entries.items() if ids is None or name in ids]
-        return Shards(entries, {entry.manifest: self.replicas(entry.manifest) for entry in entries})
+        return Shards(entries, {one.manifest: replicas or self.replicas(one.manifest) for one in entries})
 
     def keys_of(self, ids: Collection[str]) -> list[str]:
         """Keys of the shards of these manifests, each once, in order; of those that were given up as well."""
@@ -180,12 +180,11 @@ class Ledger:
         return [key.hex() for key in dict.fromkeys(several)]
 
     def with_keys(self, keys: Collection[str]) -> dict[str, str]:
-        """key -> a manifest that has it, of those keys that some manifest has that was not given up."""
+        """key -> a manifest that has it, of those keys that some manifest has."""
         asked = {bytes.fromhex(key): key for key in keys if len(key) == 64}
         found: dict[str, str] = {}
         for name, entry in self._entries.items():
-            if self.replicas(name):
-                found.update((asked[key], name) for key in entry.keys if key in asked)
+            found.update((asked[key], name) for key in entry.keys if key in asked)
         return found
 
 

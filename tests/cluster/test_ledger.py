@@ -32,7 +32,7 @@ def test_a_shard_of_several_manifests_is_wanted_once_as_often_as_by_the_one_that
     assert {one.item for one in ledger.shards({first.id})} == {(first.id, item) for item in range(3)}
 
 
-def test_what_was_given_up_is_wanted_no_more_and_vouches_for_nothing() -> None:
+def test_what_was_given_up_is_wanted_no_more_and_can_still_be_found() -> None:
     ledger = Ledger()
     manifest = make("org/a", range(3))
     ledger.add(manifest)
@@ -40,7 +40,8 @@ def test_what_was_given_up_is_wanted_no_more_and_vouches_for_nothing() -> None:
     assert ledger.with_keys(asked) == {asked[0]: manifest.id}
     ledger.orders[manifest.id] = Order(replicas=0)
     assert list(ledger.shards()) == []
-    assert ledger.with_keys(asked) == {}
+    assert ledger.with_keys(asked) == {asked[0]: manifest.id}, "so that its last copies may go"
+    assert {one.replicas for one in ledger.shards(replicas=2)} == {2}
     ledger.forget(manifest.id)
     assert manifest.id not in ledger
     assert ledger.replicas(manifest.id) == 1
