@@ -23,7 +23,8 @@ def test_the_same_versions_and_clocks_are_not_worth_a_word() -> None:
 
 @pytest.mark.parametrize(("field", "other"), [("protocol", 2), ("protocol", 0), ("conversion", 6)])
 def test_another_protocol_or_conversion_is_refused_by_name(field: str, other: int) -> None:
-    verdict = judge(MINE, replace(MINE, **{field: other}), same_bytes=True)
+    told = {**MINE.told(), field: other}
+    verdict = judge(MINE, Versions.heard(told), same_bytes=True)
     assert verdict.refused is not None
     assert not verdict.works
     said = str(verdict.refused)

@@ -92,7 +92,7 @@ def test_a_split_alone_is_exported_and_the_others_are_not_there_inside(sides: Si
 def test_another_choice_of_the_same_repo_is_another_dataset_on_both_sides(
     sides: Sides, tmp_path: Path, asked: dict[str, Any]
 ) -> None:
-    split = {"split": "test"} if "features" in asked else {}
+    split: dict[str, Any] = {"split": "test"} if "features" in asked else {}
     if "features" in asked:
         sides.hub.import_files("org/data", {"test.jsonl": b'{"id": 1, "nested": "x"}\n'})
     sides.at(sides.outside)

@@ -48,7 +48,8 @@ def join(nodes: Any, folder: Path, hook: str) -> str:
         nodes.join(folder / "store")
     finally:
         nodes.environment = plain
-    return next(iter(set(nodes.alive()) - before))
+    (joined,) = set(nodes.alive()) - before
+    return str(joined)
 
 
 def test_nodes_of_other_versions_are_named_and_make_no_shard(
