@@ -19,9 +19,7 @@ if TYPE_CHECKING:
 @options.data
 @options.columns
 @options.partial
-@click.option(
-    "--out", metavar="PATH", required=True, help="A folder, a name that ends in .tar, or - for a tar on stdout."
-)
+@click.option("--out", metavar="PATH", required=True, help="A folder, a name in .tar, or - for a tar on stdout.")
 @click.option("--raw", is_flag=True, help="The source files too, for the Hub cache of the other side.")
 @click.option("--lock-only", is_flag=True, help="The lock file alone.")
 @options.as_json
@@ -29,9 +27,9 @@ if TYPE_CHECKING:
 def command(out: str, raw: bool, lock_only: bool, as_json: bool, quiet: bool, **request: Any) -> None:
     """Write what was prefetched of REPO as a bundle.
 
-    A bundle, for a cluster that reaches no Hub, is a lock file (commit, recipes, digests of every source file and shard) and the shards. Where this node
-    lacks shards, they come from its peers. An interrupted export into a folder is continued by the same command.
-    Of a slice the whole split is exported. The same data gives the same bytes.
+    A bundle, for a cluster that reaches no Hub, is a lock file (commit, recipes, digests of every source file and
+    shard) and the shards. Where this node lacks shards, they come from its peers. An interrupted export into a folder
+    is continued by the same command. Of a slice the whole split is exported. The same data gives the same bytes.
 
     \b
     Example:

@@ -15,17 +15,16 @@ from crucible.cli.show import print_json
 @click.option(
     "--lock", metavar="DIGEST", default="", help="What `crucible export` printed as lock; another bundle is refused."
 )
-@click.option(
-    "--address", metavar="ADDR", help="Let all nodes of this Ray cluster know what it is; `auto` finds this machine's."
-)
+@click.option("--address", metavar="ADDR", help="Tell all nodes of this Ray cluster; `auto` finds this machine's.")
 @options.as_json
 @options.quiet
 def command(path: str, lock: str, address: str | None, as_json: bool, quiet: bool) -> None:
     """Take the bundle at PATH into this node's store.
 
-    It reaches no Hub. As PATH, - is a tar on stdin. Every byte is checked on the way in, and nothing that is wrong becomes visible. What is here already is not taken
-    again, so an interrupted import is continued by the same command. Afterwards the dataset loads by the same name and
-    revision, with HF_HUB_OFFLINE=1 too; `crucible prefetch` with --replicas spreads it over a cluster.
+    It reaches no Hub. As PATH, - is a tar on stdin. Every byte is checked on the way in, and nothing that is wrong
+    becomes visible. What is here already is not taken again, so an interrupted import is continued by the same command.
+    Afterwards the dataset loads by the same name and revision, with HF_HUB_OFFLINE=1 too; `crucible prefetch` with
+    --replicas spreads it over a cluster.
 
     \b
     Example:
