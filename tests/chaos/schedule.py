@@ -159,6 +159,8 @@ def _strikes(dice: random.Random, weighted: tuple[tuple[Kind, int], ...], count:
         what = ""
         if kind == "hub":
             what = dice.choice(HUB_FAULTS)
+            if what == "flip" and any(strike.what == "flip" for strike in found):
+                what = "cut"  # a Hub that gives wrong bytes for one file twice is believed to have no others
         elif kind == "failpoint":
             what = dice.choice(FAILPOINTS)
         elif kind == "kill-node":

@@ -317,7 +317,9 @@ def fault_of(what: str, times: int, seconds: float) -> list[Fault]:
             return [Fault("429", path="*/resolve/*", origin="hub", wait=max(1.0, seconds))]
         case "503" | "500":
             return [Fault("status", status=int(what), times=2 * times)]
-        case "cut" | "flip" | "stall":
+        case "flip":
+            return [Fault("flip", origin="cdn", after=20_000, times=1)]
+        case "cut" | "stall":
             return [Fault(what, origin="cdn", after=20_000, times=times)]
         case "drip":
             return [Fault("slow", origin="cdn", piece=4000, wait=0.1, times=times)]
