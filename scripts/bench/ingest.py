@@ -7,7 +7,8 @@ Everything runs on this machine: our own Hub in a process of its own with its pa
 fresh process with fresh homes, the methods interleaved round by round so that a busy neighbour slows them alike. The
 start of interpreter, imports and Ray is not in the time and stands in a column of its own. Printed are medians, all
 times and ratios; quote ratios. `datasets` writes no hash and no fsync, ours does both. After the clock has stopped all
-rows are compared: one digest over every column's values and types, equal for equal rows whoever made them.
+rows are compared: one digest over every column's values and types, equal for equal rows whoever made them. `limit` is
+what the work itself costs here (`ingest_limit.py`): a goal beyond it cannot be had on this machine.
 
 --work   t (chat rows, 12 parquet files of 82 MB), i (JPEG images, 8 parquet files of 73 MB), j (chat rows, 4 jsonl.gz
          of 53 MB), many (20,000 jsonl files of 2 KB); without --full fewer rows in fewer files
@@ -39,8 +40,10 @@ METHODS: dict[str, tuple[str, int]] = {
     "crucible.prefetch, 2 workers": ("prefetch", 2),
     "datasets, num_proc=1": ("datasets", 1),
     "datasets, num_proc=2": ("datasets", 2),
+    "limit, 2 processes": ("limit", 2),
 }
 """Name to the method of `ingest_client.py` and its workers."""
+LIMIT = "limit, 2 processes"
 PEERS = tuple(name for name in METHODS if name.startswith("datasets"))
 WORKS = ("t", "i", "j", "many")
 SPACE = 4
@@ -129,6 +132,8 @@ def measure(work: str, options: argparse.Namespace, scratch: Path, processes: Pr
     corpora.warm(folder)
     os.sync()
     names = [name for name in METHODS if any(part in name for part in options.only.split(","))]
+    if work == "many":
+        names = [name for name in names if name != LIMIT]  # small files ask for another loop
     rows = [Row(work, name, size) for name in names]
     with loopback(processes).open({"kind": "hub", "root": str(folder / "hub")}) as server:
         for number in range(options.rounds):
@@ -141,8 +146,10 @@ def measure(work: str, options: argparse.Namespace, scratch: Path, processes: Pr
                 run_once(row, repo, server, scratch, processes, path)
                 say(options, f"profile: {path}")
     shutil.rmtree(folder)
-    digests = {(run["rows"], run["digest"]) for row in rows for run in row.runs}
-    if len(digests) != 1:
+    counts = {run["rows"] for row in rows for run in row.runs}
+    # a bare loop takes the types as the files have them, which makes another digest of the same rows
+    digests = {run["digest"] for row in rows if row.method != LIMIT for run in row.runs}
+    if len(counts) != 1 or len(digests) > 1:
         raise AssertionError(f"{work}: the rows differ: {[(row.method, row.runs) for row in rows]}")
     return [row.record(rows) for row in rows]
 

@@ -1,6 +1,6 @@
 """One timed ingest in a process of its own, with homes of its own: start first, then the clock, then the comparison.
 
-    ingest_client.py '{"method": "load_dataset" | "prefetch" | "datasets", "repo": "bench/t", "workers": 2, "warm": 0}'
+    ingest_client.py '{"method": "load_dataset", "repo": "bench/t", "workers": 2, "warm": 0}'
 
 Prints one line of JSON: `start_s` (imports, and for `prefetch` the start of Ray, of its workers and of our agent),
 `wall_s` of the ingest itself, `cpu_s` of all processes that this one started (Ray's own and its workers too) and of
@@ -89,7 +89,15 @@ def datasets(spec: Spec) -> Ingest:
     return ingest
 
 
+def limit(spec: Spec) -> Ingest:
+    """What the work itself costs on this machine; see `ingest_limit`."""
+    from scripts.bench import ingest_limit
+
+    return ingest_limit.method(spec)
+
+
 METHODS: dict[str, Callable[[Spec], Ingest]] = {
+    "limit": limit,
     "load_dataset": load_dataset,
     "prefetch": prefetch,
     "datasets": datasets,
