@@ -39,6 +39,7 @@ ray: Any = untyped_ray  # its annotations know neither `exceptions` nor what a r
 AGENT_TIMEOUT_S = 60.0
 """For an agent to start: an actor takes about a second here, a cold node with a slow disk much longer."""
 CALL_TIMEOUT_S = 10.0
+ANSWER_S = 3.0
 RETRY_S = 0.2
 _log = logging.getLogger(__name__)
 
@@ -278,6 +279,14 @@ class Agents:
         """The agents that there are; every call to one says this coordinator's epoch."""
         with self._lock:
             return {node: agent for node, (agent, _) in self._agents.items()}
+
+    def answers(self, node: NodeId) -> bool:
+        """True if the agent of a node answers now, or within a few seconds: then the node is there."""
+        agent = self.handles().get(node)
+        try:
+            return agent is not None and bool(ray.get(agent.address.remote(), timeout=ANSWER_S))
+        except ray.exceptions.RayError:
+            return False
 
     def agent_url(self, node: NodeId) -> str | None:
         with self._lock:

@@ -11,6 +11,7 @@ from typing import Any, Protocol, cast
 import ray as untyped_ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from crucible.cluster.again import again_here
 from crucible.cluster.drive import as_crucible_error, may_pass
 from crucible.cluster.flights import Flights
 from crucible.cluster.given import Given
@@ -50,6 +51,8 @@ class Owner(Protocol):
 
     def agent_url(self, node: NodeId) -> str | None: ...
 
+    def answers(self, node: NodeId) -> bool: ...
+
     def landed(self, node: NodeId, shards: Mapping[str, int], item: str | None = None) -> None: ...
 
 
@@ -82,7 +85,12 @@ class RayExecutor:
             there = NodeAffinitySchedulingStrategy(node, soft=True)
             spare = self._owner.agent_url(command.spare) if command.spare is not None else None
             call = run_item_task.options(scheduling_strategy=there, name=f"item {command.item.index}")
-            task = cast("Future[ItemResult]", call.remote(command.item, self._options, self._job, spare).future())
+
+            def send() -> Future[ItemResult]:
+                self._owner.turn.check()
+                return cast("Future[ItemResult]", call.remote(command.item, self._options, self._job, spare).future())
+
+            task = again_here(send, crashed, lambda: self._owner.answers(node))
             future = self._given.watch(node, task)
             future.add_done_callback(self._landed)
             reach("job.dispatched")
@@ -152,6 +160,11 @@ class RayExecutor:
         if done.exception() is None:
             result = done.result()
             self._owner.landed(result.node, {shard.key: shard.size for shard in result.shards}, result.key)
+
+
+def crashed(error: BaseException) -> bool:
+    """True where a task's process died: killed, or by a fault of its own. One that took too much memory says so."""
+    return isinstance(error, ray.exceptions.WorkerCrashedError)
 
 
 def alive_nodes() -> dict[NodeId, str]:
