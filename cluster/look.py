@@ -1,6 +1,6 @@
 """What is where: this node's store, the nodes of a running cluster and their jobs, and who holds which shard.
 
-Runs in the process of whoever asks. Changes nothing but the secret, and starts no Ray of its own.
+Runs in the process of whoever asks. Changes nothing, and starts no Ray of its own.
 """
 
 from __future__ import annotations
@@ -50,15 +50,6 @@ def nodes(address: str | None = None) -> list[dict[str, Any]]:
     with cluster(_running(address)):
         found: list[dict[str, Any]] = import_ray().get(reach_coordinator(embedded=False).nodes.remote())
         return found
-
-
-def rotate_secret(address: str | None = None, *, overlap_s: float) -> dict[str, Any]:
-    """Change the secret of a running cluster: `number`, `overlap_s`, and `missed`, node -> why. See `keys`."""
-    from crucible.cluster.coordinator import reach_coordinator
-
-    with cluster(_running(address)):
-        told: dict[str, Any] = import_ray().get(reach_coordinator(embedded=False).rotate_secret.remote(overlap_s))
-        return told
 
 
 def status(address: str | None = None) -> dict[str, Any]:

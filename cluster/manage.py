@@ -54,6 +54,10 @@ class Cluster:
         found: list[dict[str, Any]] = self.get(self._coordinator.jobs.remote())
         return found
 
+    def rotate_secret(self, overlap_s: float) -> dict[str, Any]:
+        told: dict[str, Any] = self.get(self._coordinator.rotate_secret.remote(overlap_s))
+        return told
+
     def get(self, reply: Any) -> Any:
         ray = import_ray()
         try:
@@ -152,6 +156,12 @@ def undrain(nodes: Sequence[str], address: str | None = None) -> list[str]:
     with Cluster(address) as ask:
         found: list[str] = ask("undrain", list(nodes))
         return found
+
+
+def rotate_secret(address: str | None = None, *, overlap_s: float) -> dict[str, Any]:
+    """Change the secret of a running cluster: `number`, `overlap_s`, and `missed`, node -> why. See `keys`."""
+    with Cluster(address) as ask:
+        return ask.rotate_secret(overlap_s)
 
 
 def own_node() -> str:

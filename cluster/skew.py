@@ -33,7 +33,8 @@ class Finding:
     todo: str
 
     def __str__(self) -> str:
-        return f"{self.what} {self.theirs or 'unknown'}, the coordinator has {self.ours}: {self.todo}"
+        ours = f", the coordinator has {self.ours}" if self.ours else ""
+        return f"{self.what} {self.theirs or 'unknown'}{ours}: {self.todo}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,12 +86,12 @@ def judge(
     """What a node that tells `theirs` may do in a cluster whose coordinator has `mine`.
 
     `same_bytes` says whether both made the same shards of the same sample, None that nobody has looked, which counts as
-    no where their pyarrows differ. `store_problem` is why the node cannot read its own store.
+    no where their pyarrows differ. `store_problem` is why the node cannot serve its own store.
     """
     found: list[Finding] = []
     newer = f"install crucible {mine.crucible or 'as on the coordinator'} on that node and start its raylet anew"
     if store_problem:
-        found.append(Finding("refused", "its store is", store_problem, "another", "nothing of it is used"))
+        found.append(Finding("refused", "it serves nothing:", store_problem, "", "the cluster goes on without it"))
     if theirs.protocol != mine.protocol:
         found.append(Finding("refused", "protocol", str(theirs.protocol or ""), str(mine.protocol), newer))
     if theirs.conversion != mine.conversion:

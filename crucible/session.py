@@ -20,8 +20,8 @@ from crucible.cluster.drive import LOCAL, LocalExecutor, cached_report, run_job
 from crucible.cluster.look import Located as Located
 from crucible.cluster.look import locate as locate
 from crucible.cluster.look import nodes as nodes
-from crucible.cluster.look import rotate_secret as rotate_secret
 from crucible.cluster.look import status as status
+from crucible.cluster.manage import rotate_secret as rotate_secret
 from crucible.cluster.opening import open_early
 from crucible.cluster.plan import Plan
 from crucible.cluster.prepare import Prepared, prepare, remember

@@ -14,8 +14,8 @@ import ray as untyped_ray
 from crucible.cache.replaced import put_aside_replaced
 from crucible.cache.store import Store
 from crucible.cache.usage import room_of
-from crucible.config import node_settings
-from crucible.errors import ClusterError, CrucibleError, StoreVersion
+from crucible.config import Settings, node_settings
+from crucible.errors import ClusterError, CrucibleError, StoreError, UsageError
 from crucible.failpoints import reach
 from crucible.manifest import manifest_from_json
 from crucible.refs import NodeId, RepoRef
@@ -50,23 +50,29 @@ class AgentCore(Caring, Keeping):
 
     def __init__(self, host: str) -> None:
         self._node, self._host, self._problem = this_node(), host, ""
+        self._secret = Secret("", 0)
         self._begin(host)
         if not self._problem:
             self._begin_scrubbing()
             drain_on_sigterm(self._node, node_settings().grace_s, self._has_peers)
 
     def _begin(self, host: str) -> None:
-        """Open the store and serve it. One of a layout that this crucible does not know is left alone: see `hello`."""
+        """Open the store and serve it. Where its layout, secret or certificates forbid it, `hello` says so.
+
+        Raises AgentUnavailable when it cannot listen.
+        """
         try:
-            self._store = Store(node_settings().home)
-        except StoreVersion as error:
+            self._open(node_settings(), host)
+        except (StoreError, UsageError) as error:
             self._problem = str(error)
-            return
-        self._problem = ""
+        else:
+            self._problem = ""
+
+    def _open(self, settings: Settings, host: str) -> None:
+        self._store = Store(settings.home)
         self._fence = Fence(self._store, f"node {self._node[:12]}")
         self._told: tuple[int, int] = (0, 0)
         self._hearing = threading.Lock()
-        settings = node_settings()
         load_secret(self._store)  # one that others may have read is refused, not written over
         # asked for, not passed in: an actor's arguments are kept and shown by more parts of Ray than its replies
         news = _asked(lambda there: there.secret.remote())
