@@ -61,6 +61,8 @@ class Care(Known):
         self._seen: set[NodeId] | None = None
         self._lost_at: float | None = None
         """`time.monotonic()` when a node was lost for which nothing was done yet."""
+        self._to_pin: dict[NodeId, set[str]] = {}
+        """Pins that nodes which came have not taken yet."""
         self._wait_s = 0.0
         """How long the next try waits beyond the usual, after one that did not succeed."""
 
@@ -88,8 +90,8 @@ class Care(Known):
             self._lost_at, self._wait_s = time.monotonic(), 0.0
         if nodes - (self._seen or set()):
             self.learn()
-            for manifest_id, note in self.pins().items():
-                self.ask("pin", [manifest_id], note, nodes=nodes - (self._seen or set()))
+            self._to_pin.update({node: set(self.pins()) for node in nodes - (self._seen or set())})
+        self._pin_what_came()
         self._seen = nodes
         self.agents.drained = self.drained
         after = self.repair_after_s
@@ -98,6 +100,16 @@ class Care(Known):
         if time.monotonic() >= self._lost_at + after + self._wait_s:
             self._lost_at = None
             self._repair_by_itself()
+
+    def _pin_what_came(self) -> None:
+        """Pin on new nodes what is pinned on all; a manifest that is only on its way there is pinned the next time."""
+        for node, ids in list(self._to_pin.items()):
+            there = self.pins()
+            for manifest_id in ids & there.keys():
+                if manifest_id in self.ask("pin", [manifest_id], there[manifest_id], nodes=[node])[0].get(node, ()):
+                    ids.discard(manifest_id)
+            if not ids & there.keys() or node not in self.agents.handles():
+                del self._to_pin[node]
 
     def _forget_others(self) -> None:
         """Orders about nodes of a Ray cluster that is gone: its nodes have other names now."""

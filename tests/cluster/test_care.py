@@ -190,3 +190,23 @@ def test_figures_of_a_big_cluster_look_at_each_shard_once_and_a_page_only_at_its
     assert [shard["shard"] for shard in page["shards"]] == list(range(2990, 3000))
     assert looked == 10
     assert all(len(shard["urls"]) == 1 for shard in page["shards"])
+
+
+def test_a_node_that_comes_is_told_of_pins_until_it_has_the_manifest(tmp_path: Path) -> None:
+    manifest = make_manifest(2)
+    care, agents, hands = caring(tmp_path, NODES[:1], [manifest])
+    care.look(alone=False)
+    care.order("pin", manifest.id, {"note": "run 17"})
+    asked: list[NodeId] = []
+
+    def ask(method: str, *_: Any, nodes: Any = None, **__: Any) -> tuple[dict[NodeId, Any], dict[NodeId, str]]:
+        if method != "pin":
+            return {}, {}
+        asked.extend(nodes)
+        return {node: [manifest.id] if len(asked) == 3 else [] for node in nodes}, {}
+
+    hands.ask = ask  # type: ignore[method-assign, assignment]
+    agents.nodes[NodeId("bbbb")] = "http://10.0.0.9:1"
+    for _ in range(6):
+        care.look(alone=False)
+    assert asked == ["bbbb"] * 3

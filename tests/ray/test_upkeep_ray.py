@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -169,3 +171,59 @@ def test_replicas_stand_on_different_racks(hub: FaultyHub, tmp_path: Path, start
     assert copies(nodes.homes[2:], manifest) == [1] * len(manifest.shards), "the only one on another rack has all"
     assert {node["rack"] for node in care("nodes")} == {"", "r2"}
     assert not care("preview", "repair")["bytes"]
+
+
+_RANK = """
+import sys
+import crucible
+# in the order of the source, because a shuffle of so little needs all of it before the first row
+dataset = crucible.load_dataset("org/chat", split="train", streaming=True).shard()
+for number, batch in enumerate(dataset.with_format("arrow").batch(100)):
+    print(*batch["id"].to_pylist(), flush=True)
+    if number == 0:
+        sys.stdin.readline()
+"""
+
+
+def read(nodes: Any, between: Any = lambda: None) -> list[list[str]]:
+    """What the ranks of the first two nodes deliver; `between` is done when each has had its first batch."""
+    ranks = []
+    for rank, home in enumerate(nodes.homes[:2]):
+        own = {**os.environ, **nodes.environment, "CRUCIBLE_HOME": str(home), "CRUCIBLE_AHEAD": "0"}
+        own.update(RANK=str(rank), WORLD_SIZE="2", PYTHONPATH=os.getcwd())
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        ranks.append(subprocess.Popen([sys.executable, "-c", _RANK], env=own, text=True, **pipes))
+    try:
+        firsts = [rank.stdout.readline() for rank in ranks if rank.stdout is not None]
+        between()
+        found = []
+        for rank, first in zip(ranks, firsts, strict=True):
+            out, problem = rank.communicate("\n", timeout=WAIT_S)
+            assert rank.returncode == 0, problem
+            found.append([*first.split(), *out.split()])
+        return found
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.wait(10)
+
+
+@pytest.mark.parametrize("replicas", [pytest.param(1, marks=pytest.mark.slow), 2])
+def test_ranks_read_on_in_the_same_order_when_a_node_dies_under_them(
+    hub: FaultyHub, tmp_path: Path, start_nodes: Any, replicas: int
+) -> None:
+    hub.import_folder("org/chat", chat_files(tmp_path / "data", files=9, rows=2000))
+    nodes = start_nodes(3, hub.endpoint)
+    report = crucible.prefetch("org/chat", split="train", address=nodes.address, replicas=replicas)
+    manifest = Store(nodes.homes[0]).get_manifest(report.splits[0].manifest)
+    born = [set((home / "shards").rglob("*.arrow")) for home in nodes.homes]
+    truth = read(nodes)
+    assert sorted(int(row) for rank in truth for row in rank) == list(range(18_000))
+    for home, kept in zip(nodes.homes, born, strict=True):
+        for path in set((home / "shards").rglob("*.arrow")) - kept:
+            path.unlink()
+    hub.clear_log()
+    assert read(nodes, between=lambda: nodes.kill_node(2)) == truth
+    lost = copies(nodes.homes[:2], manifest).count(0)
+    assert lost == 0, "what was read from elsewhere is kept"
+    assert bool(file_bytes(hub)) == (replicas == 1), "made again from the source where nobody else had it"
