@@ -65,7 +65,7 @@ def test_readers_go_on_while_the_secret_changes_and_nobody_sees_it(
 ) -> None:
     hub.import_folder("org/chat", chat_files(tmp_path / "data", files=6, rows=200))
     nodes = start_nodes(2, hub.endpoint)
-    crucible.prefetch("org/chat", split="train", address=nodes.address)
+    crucible.prefetch("org/chat", split="train", address=nodes.address, replicas=2)
     stores = [Store(home) for home in nodes.homes]
     (manifest,) = stores[0].manifests()
     far = [shard for shard in manifest.shards if stores[1].has_shard(shard)]
@@ -140,3 +140,24 @@ def test_a_coordinator_that_missed_a_change_learns_it_from_the_agents(
         assert time.monotonic() < deadline, json.dumps([known(home).number for home in nodes.homes])
         time.sleep(0.1)
     assert [status(home, new.text) for home in nodes.homes] == [200, 200]
+
+
+def test_a_node_whose_secret_others_may_read_is_refused_by_name_and_the_others_go_on(
+    hub: FaultyHub, tmp_path: Path, start_nodes: Any
+) -> None:
+    hub.import_folder("org/chat", chat_files(tmp_path / "data", files=2, rows=20))
+    nodes = start_nodes(2, hub.endpoint)
+    open_home = tmp_path / "open"
+    keep_secret(Store(open_home), "known-to-all")
+    (open_home / "secret").chmod(0o644)
+    nodes.join(open_home)
+    report = crucible.prefetch("org/chat", split="train", address=nodes.address, replicas=3)
+    assert report.rows == 40
+    found = {node["alive"]: node for node in crucible.session.nodes(nodes.address)}
+    assert f"{open_home}/secret: has mode 0644" in found[False]["problem"]
+    assert found[True]["shards"]
+    assert load_text(open_home) == "known-to-all 1", "it was not written over"
+
+
+def load_text(home: Path) -> str:
+    return (home / "secret").read_text().strip()
