@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crucible.cluster.place import point_of
-from crucible.refs import ReadOptions, RepoRef, SourceFile, WorkItem, key_end, key_inputs
+from crucible.refs import ReadOptions, RepoRef, SourceFile, WorkItem, key_end, key_inputs, made_item
 
 KEY_BYTES = 32
 OptionsOf = Callable[[ReadOptions, Sequence[SourceFile]], ReadOptions]
@@ -38,10 +38,11 @@ class _Made(Sequence[WorkItem]):
     def __getitem__(self, place: int | slice) -> WorkItem | tuple[WorkItem, ...]:
         if isinstance(place, slice):
             return tuple(self[one] for one in range(*place.indices(len(self))))
+        length = len(self)
+        if not -length <= place < length:
+            raise IndexError(f"there are {length} items, and none in place {place}")
         if place < 0:
-            place += len(self)
-        if not 0 <= place < len(self):
-            raise IndexError(f"there are {len(self)} items, and none in place {place}")
+            place += length
         return self.at(place, place)
 
     def __iter__(self) -> Iterator[WorkItem]:
@@ -85,10 +86,12 @@ class Items(_Made):
         return len(self._ends)
 
     def at(self, place: int, index: int) -> WorkItem:
-        files = tuple(self._files[self._ends[place - 1] if place else 0 : self._ends[place]])
-        options = self._options if self._options_of is None else self._options_of(self._options, files)
-        key = self.keys[place * KEY_BYTES : (place + 1) * KEY_BYTES].hex()
-        return WorkItem(index, self._repo, files, options, self._shard_bytes, key)
+        ends, options = self._ends, self._options
+        files = tuple(self._files[ends[place - 1] if place else 0 : ends[place]])
+        if self._options_of is not None:
+            options = self._options_of(options, files)
+        at = place * KEY_BYTES
+        return made_item(index, self._repo, files, options, self._shard_bytes, self.keys[at : at + KEY_BYTES].hex())
 
 
 class Joined(_Made):

@@ -48,9 +48,12 @@ def deal(sizes: Numbers, points: Numbers, ring: Ring) -> list[int]:
     firsts = np.searchsorted(ring.at, starts[order]).tolist()
     owners, turn = ring.owners, len(ring.owners)
     homes = [0] * len(needs)
+    most = max(room)
     for index, first, need in zip(order.tolist(), firsts, needs[order].tolist(), strict=True):
         home = owners[first if first < turn else 0]
-        if room[home] < need:
+        if need > most:  # as when few items are left over from a node that died: no need to go around for each
+            home = -1
+        elif room[home] < need:
             home = next((other for other in _onwards(owners, first) if room[other] >= need), -1)
         if home < 0:  # nothing has room for it whole: to where the most is left
             home = max(range(len(room)), key=lambda one: (room[one] / ring.share_of[one], ring.names[one]))

@@ -38,39 +38,34 @@ class Results(Mapping[int, ItemResult]):
         self._names: list[NodeId] = []
         self._on: dict[int, array[int]] = {}
         """node -> items that had shards there once; some twice, some not any more."""
-        self._schemas: dict[tuple[tuple[str, str], ...], int] = {}
+        self._schemas: dict[tuple[str, ...], int] = {}
         self._told: list[tuple[tuple[str, str], ...]] = []
         """Schemas of an item, by number: as good as always the same."""
         self._schema_of = array("I", [0]) * count
         self._reused = bytearray(count)
 
     def put(self, result: ItemResult) -> None:
-        index, number = result.index, self._number(result.node)
-        if self._born[index] == NOT_DONE:
+        index, schemas, born = result.index, result.schemas, self._born
+        number = self._nodes.get(result.node)
+        if number is None:
+            number = self._number(result.node)
+        if born[index] == NOT_DONE:
             self._done += 1
-        self._born[index] = number
+        born[index] = number
         self._on[number].append(index)
         self._reused[index] = result.reused
-        kept = self._schemas.get(result.schemas)
+        digests = (schemas[0][0],) if len(schemas) == 1 else tuple([digest for digest, _ in schemas])
+        kept = self._schemas.get(digests)
         if kept is None:
-            kept = self._schemas[result.schemas] = len(self._told)
-            self._told.append(result.schemas)
+            kept = self._schemas[digests] = len(self._told)
+            self._told.append(schemas)
         self._schema_of[index] = kept
-        digests = [digest for digest, _ in result.schemas]
+        shards = result.shards
         try:
-            self._shards[index] = b"".join(
-                [
-                    _SHARD.pack(
-                        shard.rows,
-                        shard.size,
-                        shard.number,
-                        digests.index(shard.schema),
-                        _hash(shard.key),
-                        _hash(shard.digest),
-                    )
-                    for shard in result.shards
-                ]
-            )
+            if len(shards) == 1:
+                self._shards[index] = _packed(shards[0], digests)
+            else:
+                self._shards[index] = b"".join([_packed(shard, digests) for shard in shards])
         except ValueError:
             self._shards[index] = result.shards
 
@@ -184,7 +179,9 @@ def _sizes(packed: bytes) -> list[int]:
     return [one[1] for one in _SHARD.iter_unpack(packed)]
 
 
-def _hash(text: str) -> bytes:
-    if len(text) != 64:
-        raise ValueError(text)
-    return bytes.fromhex(text)
+def _packed(shard: ShardInfo, digests: tuple[str, ...]) -> bytes:
+    """Raises ValueError for what does not fit."""
+    key, digest, schema = shard.key, shard.digest, digests.index(shard.schema)
+    if len(key) != 64 or len(digest) != 64:
+        raise ValueError(key)
+    return _SHARD.pack(shard.rows, shard.size, shard.number, schema, bytes.fromhex(key), bytes.fromhex(digest))

@@ -186,7 +186,8 @@ def apply(state: JobState, event: Event) -> tuple[JobState, list[Command]]:
                 state.waiting.add(result.index, _heir(state, result.index, node))
             else:
                 state.done.put(result)
-                state.copying.look_at([result.index])
+                if state.copying.begun:
+                    state.copying.look_at([result.index])
         case Started():
             _started(state)
         case ItemFailed(index, node, error, passing):
@@ -303,16 +304,17 @@ def _next(state: JobState) -> list[Command]:
         state.phase = "failed"
         return [Fail(state.error)]
     commands: list[Command] = []
-    while len(commands) < STEP and (turn := state.waiting.next()) is not None:
+    waiting, part = state.waiting, state.part_bytes
+    while len(commands) < STEP and (turn := waiting.next()) is not None:
         index, node = turn
         size = state.sizes[index]
         if state.inflight and state.inflight + size > state.limit_bytes:
             break
         item = state.items[index]
-        state.waiting.start(index, node)
+        waiting.start(index, node)
         state.running[index] = node
         state.inflight += size
-        spare = _spare(state, item, node)
+        spare = None if part is None or size <= part else _spare(state, item, node)
         if spare is not None:
             state.spares[index] = spare
         commands.append(RunItem(item, node, spare))
@@ -330,9 +332,10 @@ def _next(state: JobState) -> list[Command]:
 
 
 def _spare(state: JobState, item: WorkItem, node: NodeId) -> NodeId | None:
-    if state.part_bytes is None or state.ring is None or all(file.size <= state.part_bytes for file in item.files):
+    part, ring = state.part_bytes, state.ring
+    if part is None or ring is None or all(file.size <= part for file in item.files):
         return None
-    return next((other for other in state.ring.walk(item.key) if other != node), None)
+    return next((other for other in ring.walk(item.key) if other != node), None)
 
 
 def _copies(state: JobState, most: int) -> list[CopyShard]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from heapq import heapify, heappop, heappush
+from heapq import heapify, heappop, heappush, heapreplace
 
 import numpy as np
 
@@ -101,18 +101,24 @@ class Waiting:
     def next(self) -> tuple[int, NodeId] | None:
         """The item whose turn it is and the node that has room for it, or None. It waits until it is started."""
         ready = self._ready
+        slots = self.slots
         while ready:
             rank, node = ready[0]
             queue = self._queues.get(node)
             if queue is None or queue.entered != rank:
                 heappop(ready)
                 continue
-            head = self._head(node, queue) if self._has_room(node, queue) else NEVER
-            if head == rank:
-                return rank[2], node
-            heappop(ready)
-            queue.entered = None
-            self._make_ready(head, node, queue)
+            head = NEVER
+            if (slots is None or queue.at_work < slots) and node in self._here:
+                index = rank[2]
+                if self._waits[index] and self.homes[index] == node:  # what came sooner since would be entered
+                    return index, node
+                head = self._head(node, queue)
+            queue.entered = None if head is NEVER else head
+            if head is NEVER:
+                heappop(ready)
+            else:
+                heapreplace(ready, (head, node))
         return self._taken() if self._left else None
 
     def start(self, index: int, node: NodeId) -> None:
@@ -121,14 +127,20 @@ class Waiting:
         self.homes[index] = node
         queue = self._queues[node]
         queue.at_work += 1
-        self._note_room(node, queue)
+        if self.slots is not None and queue.at_work >= self.slots:
+            if self._ready and self._ready[0][1] == node:  # as nearly always: the entry of this item
+                heappop(self._ready)
+                queue.entered = None
+        elif queue.entered is None:
+            self._note_room(node, queue)
 
     def end(self, node: NodeId) -> None:
         """An item that `node` had is done, or has failed there."""
         queue = self._queues[node]
         queue.at_work -= 1
         if node in self._here:
-            self._note_room(node, queue)
+            if queue.entered is None:
+                self._note_room(node, queue)
         elif not queue.at_work and not queue.count:
             del self._queues[node]
 
@@ -180,7 +192,8 @@ class Waiting:
         queue = self._queues[node]
         self._waits[index] = 0
         self._left -= 1
-        self._wished.pop(index, None)
+        if self._wished:
+            self._wished.pop(index, None)
         queue.count -= 1
         if not queue.count:
             queue.heap.clear()
@@ -197,7 +210,8 @@ class Waiting:
             return
         if queue.count:
             if queue.entered is None:
-                self._make_ready(self._head(node, queue), node, queue)
+                head = queue.entered = self._head(node, queue)
+                heappush(self._ready, (head, node))
         else:
             heappush(self._idle, (queue.at_work, node))
 
@@ -213,11 +227,13 @@ class Waiting:
 
     def _head(self, node: NodeId, queue: _Queue) -> Rank:
         """The first that waits for the node; `NEVER` when nothing does. Drops what is stale before it."""
-        line = self._line_head(node, queue)
-        heap = queue.heap
+        line, at, heap = queue.line, queue.at, queue.heap
+        if not heap and at < len(line) and self._waits[index := line[at]] and self.homes[index] is node:
+            return (2, 0, index)
+        first = self._line_head(node, queue)
         while heap and not (self._waits[heap[0][2]] and self.homes[heap[0][2]] == node):
             heappop(heap)
-        return min(line, heap[0]) if heap else line
+        return min(first, heap[0]) if heap else first
 
     def _line_head(self, node: NodeId, queue: _Queue) -> Rank:
         line, at = queue.line, queue.at

@@ -219,6 +219,25 @@ class WorkItem:
         return hashlib.sha256(f"{self.key}/{number}".encode()).hexdigest()
 
 
+_SET_INDEX, _SET_REPO, _SET_FILES, _SET_OPTIONS, _SET_SHARD_BYTES, _SET_KEY = (
+    getattr(WorkItem, name).__set__ for name in ("index", "repo", "files", "options", "shard_bytes", "key")
+)
+
+
+def made_item(
+    index: int, repo: RepoRef, files: tuple[SourceFile, ...], options: ReadOptions, shard_bytes: int, key: str
+) -> WorkItem:
+    """`WorkItem(...)` with a key that is known, in half the time: a job makes each of its million items once."""
+    item = object.__new__(WorkItem)
+    _SET_INDEX(item, index)
+    _SET_REPO(item, repo)
+    _SET_FILES(item, files)
+    _SET_OPTIONS(item, options)
+    _SET_SHARD_BYTES(item, shard_bytes)
+    _SET_KEY(item, key)
+    return item
+
+
 def item_key(files: Sequence[SourceFile], options: ReadOptions, shard_bytes: int) -> str:
     """64 hex digits that name what converting `files` gives. Paths and commits do not enter: same content, same key."""
     return hashlib.sha256(key_inputs(files, key_end(options, shard_bytes))).hexdigest()

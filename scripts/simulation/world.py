@@ -89,7 +89,7 @@ class World:
         self.sizes: dict[str, int] = {}
         """What is in the catalog of items: key -> bytes."""
         self._flights: dict[str, list[Callable[[], None]]] = {}
-        self._life = 0
+        self._life, self._up = 0, True
         self.watch = Watch(self, careful=careful)
         self.state = self._fresh({})
         self._plan_luck()
@@ -160,12 +160,14 @@ class World:
         self._say("the coordinator is killed")
         self.restarts += 1
         self._life += 1
+        self._up = False
         self._flights.clear()
         self.watch.forget()
         self.cluster.cut()
         self._after(RESTART_S, self._mine(self._again))
 
     def _again(self) -> None:
+        self._up = True
         self.known = {}
         self.catalog = Catalog()
         for node in self.cluster.living.values():
@@ -191,6 +193,8 @@ class World:
 
     def _wish(self) -> None:
         first = self._chance.randrange(max(1, len(self.items)))
+        if not self._up:
+            return  # nobody hears it
         self.tell(Wished(tuple(range(first, first + 8))))
 
     def _poll(self) -> None:
