@@ -36,7 +36,7 @@ log = logging.getLogger("crucible.integrity")
 class Keeping:
     """The part of an agent that looks after its store. Whoever inherits it sets `_store` and `_node`.
 
-    Concurrency: any method from any thread. Only one at a time of those that read or remove shards.
+    Concurrency: any method from any thread. One eviction at a time, and one round through all files.
     """
 
     _store: Store
@@ -44,7 +44,12 @@ class Keeping:
 
     @cached_property
     def _keeping(self) -> threading.Lock:
-        """Held by whoever evicts, verifies or sweeps."""
+        """Held by whoever evicts: processes of this node wait for it."""
+        return threading.Lock()
+
+    @cached_property
+    def _looking(self) -> threading.Lock:
+        """Held by whoever goes through all files, which may take hours."""
         return threading.Lock()
 
     def _neighbours(self) -> Neighbours:
@@ -110,7 +115,7 @@ class Keeping:
     def verify(self, keys: Sequence[str] | None, deep: bool = False) -> list[dict[str, Any]]:
         """What is wrong with these shards, or with all of the store; see `scrub`. Wrong ones are in quarantine then."""
         found = []
-        with self._keeping:
+        with self._looking:
             for finding in scrub(self._store, keys, deep=deep):
                 found.append(finding.to_dict())
                 if len(found) == MOST_FINDINGS:
@@ -123,7 +128,7 @@ class Keeping:
 
     def litter(self, dry_run: bool = True) -> list[dict[str, Any]]:
         """What nobody needs; removed, unless it is a dry run: then only what is gone is told."""
-        with self._keeping:
+        with self._looking:
             found = litter(self._store)
             return [one.to_dict() for one in (found if dry_run else sweep(found))]
 

@@ -24,7 +24,9 @@ from crucible.hashing import shard_digest
 from crucible.manifest import Manifest
 from crucible.mapped import Dataset
 from crucible.refs import NodeId
+from crucible.stopping import Stopped
 from crucible.workers import keeping
+from crucible.workers import scrub as module
 from crucible.workers.fetch import NodeShards
 from crucible.workers.keeping import Keeping, scrub_once
 from crucible.workers.scrub import Finding, heal, scrub
@@ -272,3 +274,16 @@ def test_a_note_counts_for_the_very_file_it_was_made_of_whatever_becomes_of_the_
                     stamp = (int(one, 16) % 256 % 4, tried, tried, tried)
                     found = seen.digest(one, stamp)
                     assert found in (None, f"{tried:064x}"), "never another file's"
+
+
+def test_scrubbing_keeps_to_its_rate_and_ends_when_it_is_told_to(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings, manifest = made
+    waits: list[float] = []
+    monkeypatch.setattr(module, "rest", lambda seconds, _: waits.append(seconds))
+    rate = 1000
+    assert list(scrub(Store(settings.home), deep=True, rate=rate)) == []
+    promised = sum(sorted(shard.size for shard in manifest.shards)[:-1]) / rate
+    assert 0.9 * promised < max(waits) < 1.2 * promised, "nobody slept, so the last file would wait for all before it"
+    monkeypatch.undo()
+    with pytest.raises(Stopped):
+        list(scrub(Store(settings.home), deep=True, stopped=lambda: True))
