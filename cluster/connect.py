@@ -56,6 +56,7 @@ class cluster:
     def _connect(self) -> bool:
         embedded = self._address in (None, "local")
         ray = import_ray()
+        _keep_off_stdout(ray)
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": False}
         try:
             if embedded:
@@ -85,6 +86,20 @@ def _skew_in(address: str, text: str) -> VersionSkew | None:
     theirs, ours = (f"Ray {ray} and Python {python}" for ray, python in (found[:2], found[2:]))
     todo = f"install ray=={found[0]} on Python {found[1]} here, or the same as here on the cluster"
     return VersionSkew(f"the Ray cluster at {address!r}", "it runs", theirs, ours, todo)
+
+
+def _keep_off_stdout(ray: Any) -> None:
+    """Have Ray say on stderr what becomes of the cluster's nodes. It does so on stdout (2.60), among our results."""
+    worker = ray._private.worker
+    say = getattr(worker, "print_to_stdstream", None)
+    if say is None or hasattr(say, "aside"):
+        return
+
+    def aside(data: dict[str, Any], ignore_prefix: bool) -> None:
+        say({**data, "is_err": True}, ignore_prefix)
+
+    aside.aside = True  # type: ignore[attr-defined]
+    worker.print_to_stdstream = aside
 
 
 def _resolved(address: str) -> str:

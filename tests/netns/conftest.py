@@ -51,9 +51,9 @@ def fleet(_fleet: Fleet) -> Iterator[Fleet]:
 
 @pytest.fixture
 def chat(_fleet: Fleet, tmp_path: Path) -> Callable[..., int]:
-    """`chat(files, rows)` puts `org/chat` on the Hub, new in each test, and gives the number of its bytes."""
+    """`chat(files, rows)` puts `org/chat` on the Hub and gives the number of its bytes. A file is one shard."""
 
-    def make(files: int = 9, rows: int = 1000) -> int:
+    def make(files: int = 9, rows: int = 4000) -> int:
         folder = chat_files(tmp_path / "data", files, rows)
         _fleet.hub.import_folder("org/chat", folder)
         return sum(path.stat().st_size for path in folder.iterdir())

@@ -32,6 +32,7 @@ ENVIRONMENT = {
     "RAY_AUTH_MODE": "token",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_worker_niceness": "0",
+    "RAY_memory_monitor_refresh_ms": "0",  # it kills workers for the memory that others on this machine take
     "CRUCIBLE_BACKOFF_CAP": "0.5",
     "CRUCIBLE_STALL": "1.5",
 }
@@ -168,6 +169,7 @@ class Fleet:
 
 
 def result(command: Started) -> dict[str, Any]:
-    """What a command with --json, or a rank, printed last."""
-    found: dict[str, Any] = json.loads(command.output().splitlines()[-1])
+    """What a command with --json, or a rank, printed: one object and nothing else."""
+    (line,) = command.output().splitlines()
+    found: dict[str, Any] = json.loads(line)
     return found

@@ -88,6 +88,8 @@ class Started:
 
     def __init__(self, process: subprocess.Popen[str], what: str) -> None:
         self._process, self._what = process, what
+        self.errors = ""
+        """Its stderr, when it has ended."""
 
     def end(self, timeout_s: float = COMMAND_S) -> tuple[int, str, str]:
         """(exit code, stdout, stderr) when it has ended; killed when it does not in time."""
@@ -97,6 +99,7 @@ class Started:
             self.kill()
             out, err = self._process.communicate(timeout=LEAVE_S)
             raise AssertionError(f"{self._what}: not over after {timeout_s:g} s\n{out}\n{err}") from None
+        self.errors = err
         return self._process.returncode, out, err
 
     def output(self, timeout_s: float = COMMAND_S) -> str:

@@ -39,5 +39,5 @@ def read(
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO)
+    logging.basicConfig(level=logging.WARNING)
     print(json.dumps(read(**json.loads(sys.argv[1]))))

@@ -18,15 +18,15 @@ OF_RAY = ("raylet", "gcs_server", "ray::RuntimeEnv", "ray::IDLE")
 def test_three_hosts_fetch_each_byte_once_and_their_ranks_read_each_row_once(
     fleet: Fleet, chat: Callable[..., int]
 ) -> None:
-    size = chat(files=9, rows=1000)
+    size = chat()
     beta = fleet.network["beta"]
     report = result(fleet.prefetch(beta, "org/chat"))
-    assert (report["rows"], report["counts"]["hub_bytes"], len(report["nodes"])) == (9000, size, 3)
+    assert (report["rows"], report["counts"]["hub_bytes"], len(report["nodes"])) == (36_000, size, 3)
     assert file_bytes(fleet.hub) == size
 
     ranks = [fleet.rank(host, "org/chat", rank, 3) for rank, host in enumerate(fleet.network.hosts)]
     told = [result(rank) for rank in ranks]
-    assert sorted(row for rank in told for row in rank["ids"]) == list(range(9000))
+    assert sorted(row for rank in told for row in rank["ids"]) == list(range(36_000))
     assert sum(rank["note"]["hub_shards"] for rank in told) == 0
     assert sum(rank["note"]["peer_shards"] for rank in told) > 0, "the shards are not all where they are read"
     assert file_bytes(fleet.hub) == size, "reading moved no file from the Hub"
