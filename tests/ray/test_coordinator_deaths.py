@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import pytest
 
 import crucible
+import crucible.session
 from crucible.failpoints import POINTS
 from tests.hubserver.faults import FaultyHub
 from tests.ray.conftest import Nodes

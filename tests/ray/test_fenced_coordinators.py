@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,6 +16,7 @@ import psutil
 import pytest
 
 import crucible
+import crucible.session
 from crucible.cache.store import Store
 from crucible.cluster.connect import cluster
 from crucible.config import Settings
@@ -22,7 +25,7 @@ from crucible.hub.server import HubOptions, User
 from crucible.refs import DataRequest, ReadOptions, RepoRef, WorkItem
 from crucible.workers.serve import read_address
 from tests.hubserver.faults import FaultyHub
-from tests.ray.conftest import Nodes
+from tests.ray.conftest import Nodes, ray_nodes
 from tests.ray.jobs import Background, chat_files, file_bytes
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
@@ -247,3 +250,41 @@ def test_an_agent_that_dies_while_nothing_runs_is_known_by_its_new_address(
         return there is not None and there.url != before.url and there.url in here.peers
 
     wait_until(told)
+
+
+@pytest.mark.slow  # two clusters of its own
+def test_a_cluster_that_is_started_again_on_its_stores_goes_on_with_what_it_had_not_done(
+    hub: FaultyHub, tmp_path: Path
+) -> None:
+    import ray
+
+    hub.import_folder("org/chat", chat_files(tmp_path / "data", files=8, rows=2000))
+    hub.add("slow", origin="cdn", piece=20_000, wait=0.2)
+    environment = {"HF_ENDPOINT": hub.endpoint, "CRUCIBLE_BACKOFF_CAP": "0.2"}
+    code = (
+        "import crucible, sys\n"
+        "crucible.prefetch('org/chat', split='train', address=sys.argv[1], endpoint=sys.argv[2])\n"
+    )
+    with ray_nodes(tmp_path / "nodes", 2, environment) as nodes:
+        command = [sys.executable, "-c", code, nodes.address, hub.endpoint]
+        driver = subprocess.Popen(command, env={**os.environ, **environment, "CRUCIBLE_HOME": str(nodes.homes[0])})
+        try:
+            wait_until(lambda: sum(len(list(Store(home).item_keys())) for home in nodes.homes) >= 2)
+        finally:
+            driver.kill()
+            driver.wait(10)
+    done = sum(len(list(Store(home).item_keys())) for home in nodes.homes)
+    assert 2 <= done < 8
+    before = file_bytes(hub)
+    hub.clear_faults()
+    hub.clear_log()
+    with ray_nodes(tmp_path / "nodes", 2, environment) as nodes:
+        ray.init(address=nodes.address, log_to_driver=False, configure_logging=False)
+        assert len(crucible.session.nodes(nodes.address)) == 2  # whatever asks first starts the coordinator
+        wait_until(lambda: all(one["ended"] for one in jobs(nodes).values()) and jobs(nodes))
+        (job,) = jobs(nodes).values()
+        assert (job["phase"], job["error"]) == ("finished", "")
+    sizes = [path.stat().st_size for path in (tmp_path / "data").iterdir()]
+    assert file_bytes(hub) <= sum(sizes) - done * min(sizes), "what was done was not brought again"
+    assert before + file_bytes(hub) - sum(sizes) <= 3 * max(sizes), "what was in flight when it ended"
+    assert sum(len(list(Store(home).item_keys())) for home in nodes.homes) == 8
