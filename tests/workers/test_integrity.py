@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from crucible.cache import check
 from crucible.cache.check import is_sound
 from crucible.cache.seen import Seen, Stamp, stamp_of
 from crucible.cache.store import Store
@@ -112,8 +114,6 @@ def test_an_open_shard_that_others_put_aside_is_read_anew(made: Made) -> None:
 def test_a_shard_that_was_seen_is_not_hashed_again_until_it_changes_or_the_machine_restarts(
     made: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from crucible.cache import check
-
     hashed: list[str] = []
     real = check.hash_shard
     monkeypatch.setattr(check, "hash_shard", lambda store, key: hashed.append(key) or real(store, key))
@@ -148,6 +148,25 @@ def test_a_store_that_no_note_can_be_written_to_is_read_all_the_same(
     fresh = Seen(settings.home / "seen")
     monkeypatch.setattr(Store, "seen", property(lambda _: fresh))
     assert ids(IterableDataset(manifest, NodeShards(settings))) == IDS
+
+
+def test_a_shard_that_the_disk_does_not_give_back_is_put_aside_and_made_anew(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, manifest = made
+    path = files_of(made)[2]
+    os.utime(path)  # so that it is looked at
+    real = check.shard_hasher
+    failing = iter([True])
+
+    def hasher() -> Any:
+        if next(failing, False):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real()
+
+    monkeypatch.setattr(check, "shard_hasher", hasher)
+    assert ids(IterableDataset(manifest, NodeShards(settings))) == IDS
+    assert [one["key"] for one in keeping.quarantined(Store(settings.home))] == [path.stem]
 
 
 def test_an_agent_does_not_serve_a_shard_that_was_written_to(made: Made, tmp_path: Path) -> None:
