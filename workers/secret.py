@@ -28,6 +28,8 @@ from crucible.errors import StoreError
 
 FILE = "secret"
 OLD_FILE = "secret.old"
+TOKEN_FILE = "token-"
+"""How the name of a file begins by which a driver hands its token over."""
 MOST_BYTES = 4096
 ENTROPY_BYTES = 32
 
@@ -180,10 +182,10 @@ def take_token(path: str | None) -> Token | None:
 
     None when there is none, or when the driver is on another machine: the nodes' own tokens are used then.
     """
-    if path is None:
-        return None
+    if path is None or not Path(path).name.startswith(TOKEN_FILE):
+        return None  # whoever speaks to the coordinator could else have any file of this node read and removed
     try:
-        token = Token(Path(path).read_text().strip())
+        token = Token((read_private(Path(path)) or b"").decode("utf-8", "replace").strip())
         Path(path).unlink(missing_ok=True)
     except OSError:
         return None
