@@ -1,8 +1,8 @@
 """How `scripts/test` runs the suite: tests that need a quiet machine come last and alone; what was left out is said.
 
-One pytest, so that there is one summary. Two processes share the test files; everything under `tests/ray` and
-`tests/chaos` is one unit of work at the end of the queue, because two Ray clusters at once on two cores starve each
-other and then time out.
+One pytest, so that there is one summary. Two processes share the test files; everything under `tests/ray`,
+`tests/chaos` and `tests/netns` is one unit of work at the end of the queue, because two Ray clusters at once on two
+cores starve each other and then time out.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import pytest
 from xdist.remote import Producer
 from xdist.scheduler import LoadFileScheduling
 
-QUIET = ("tests/ray/", "tests/chaos/")
+QUIET = ("tests/ray/", "tests/chaos/", "tests/netns/")
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -46,6 +46,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         left_out.append("torch not installed: tests marked torch left out (pip install torch==2.13.0 into .venv)")
     if not _real_data().is_dir():
         left_out.append("no real data (set CRUCIBLE_REAL_DATA): tests marked real_data left out")
+    if why := _no_hosts():
+        left_out.append(f"{why}: tests marked netns left out")
     if "not slow" in (config.getoption("markexpr") or ""):
         left_out.append("tests marked slow left out (./scripts/test -m slow)")
     for line in left_out:
@@ -60,6 +62,12 @@ def _skip(items: list[pytest.Item], marker: str, reason: str) -> None:
 
 def _has_torch() -> bool:
     return importlib.util.find_spec("torch") is not None
+
+
+def _no_hosts() -> str:
+    from tests.netns.hosts import why_not
+
+    return why_not()
 
 
 def _real_data() -> Path:

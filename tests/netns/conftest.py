@@ -26,7 +26,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason=reason))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def _fleet() -> Iterator[Fleet]:
     with (
         tempfile.TemporaryDirectory(prefix="cr-", ignore_cleanup_errors=True) as folder,

@@ -163,6 +163,11 @@ class Fleet:
         program = str(Path(__file__).with_name("rank.py"))
         return host.start(sys.executable, program, json.dumps(asked), **own)
 
+    def nodes(self) -> list[dict[str, Any]]:
+        """What `crucible nodes` says."""
+        said = self.others[0].crucible("nodes", "--address", self.address, "--json").output()
+        return [json.loads(line) for line in said.splitlines()]
+
     def shards(self) -> dict[str, set[str]]:
         """Host -> keys of the shards in its store."""
         return {h.name: {path.stem for path in (h.store / "shards").rglob("*.arrow")} for h in self.network.hosts}
