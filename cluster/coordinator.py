@@ -148,6 +148,7 @@ class CoordinatorCore:
 
     def may_drop(self, node: NodeId, keys: Sequence[str]) -> list[str]:
         """Those of `keys` that the node may remove from its store: see `promises`. It has two minutes to do so."""
+        self._agents.turn.check()
         return self._care.may_drop(node, keys)
 
     def care(self, what: str, *arguments: Any, **named: Any) -> Any:

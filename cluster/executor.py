@@ -18,7 +18,7 @@ from crucible.cluster.given import Given
 from crucible.cluster.place import successor
 from crucible.cluster.track import CopyShard, RunItem
 from crucible.cluster.turns import Turn
-from crucible.errors import ClusterError, CrucibleError
+from crucible.errors import ClusterError, CrucibleError, StaleCoordinator
 from crucible.failpoints import reach
 from crucible.refs import NodeId, WorkItem
 from crucible.report import Counts, ItemResult
@@ -152,6 +152,8 @@ class RayExecutor:
         """A task's own error is judged by its type; a task that Ray lost (worker, node, memory) may pass elsewhere."""
         if isinstance(error, ray.exceptions.RayTaskError):
             typed = as_crucible_error(cast("Any", error).cause, what)
+            if isinstance(typed, StaleCoordinator):
+                self._owner.turn.end(typed)  # for all jobs, at once
             return typed, may_pass(typed)
         return ClusterError(f"{what}: {reason_of(error)}"), True
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import threading
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -56,20 +56,18 @@ class Fence:
 
     def check(self, epoch: Epoch) -> None:
         """Return if `epoch` is the newest of its cluster, and remember it. Raises StaleCoordinator."""
-        if self._newest(epoch) == epoch:
+        if self._heard.get(epoch.cluster, epoch) == epoch == _read(self._store, epoch):
             return
-        with self._lock, self._store.lock("epoch"):
-            newest = self._newest(epoch)
-            if newest is not None and newest != epoch and newest.number >= epoch.number:
-                raise StaleCoordinator(self._who, epoch.number, newest.number)
+        with self._lock, ExitStack() as stack:
+            with suppress(StoreError):
+                stack.enter_context(self._store.lock("epoch"))
+            for newest in (self._heard.get(epoch.cluster), _read(self._store, epoch)):
+                if newest is not None and newest != epoch and newest.number >= epoch.number:
+                    raise StaleCoordinator(self._who, epoch.number, newest.number)
             self._heard[epoch.cluster] = epoch
             with suppress(StoreError):
                 self._store.write_small(epoch.file, json.dumps(asdict(epoch)).encode())
                 _forget_oldest(self._store.home / FOLDER)
-
-    def _newest(self, epoch: Epoch) -> Epoch | None:
-        known = [self._heard.get(epoch.cluster), _read(self._store, epoch)]
-        return max((one for one in known if one is not None), key=lambda one: one.number, default=None)
 
 
 def _read(store: Store, epoch: Epoch) -> Epoch | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -68,3 +70,29 @@ def test_a_store_remembers_few_clusters_and_a_damaged_note_is_no_word(tmp_path: 
     for text in ("", "{", "[]", json.dumps({"cluster": "here"}), json.dumps({"cluster": "there", "number": 7})):
         store.write_small(epoch.file, text.encode())
         Fence(store, "node").check(epoch)
+
+
+def test_a_store_that_was_emptied_hears_of_the_epoch_again_with_the_next_word(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    agent, epoch = Fence(store, "node"), Epoch("here", 5, "a")
+    agent.check(epoch)
+    shutil.rmtree(tmp_path / FOLDER)
+    with pytest.raises(StaleCoordinator):
+        agent.check(Epoch("here", 4, "b"))
+    agent.check(epoch)
+    with pytest.raises(StaleCoordinator):
+        Fence(store, "a task").check(Epoch("here", 4, "b"))
+
+
+def test_a_full_disk_keeps_no_agent_from_listening_to_the_newest(tmp_path: Path) -> None:
+    agent = Fence(Store(tmp_path), "node")
+    agent.check(Epoch("here", 1, "a"))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        for _ in range(2):
+            agent.check(Epoch("here", 2, "b"))  # who makes room is obeyed
+        with pytest.raises(StaleCoordinator):
+            agent.check(Epoch("here", 1, "a"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
