@@ -5,6 +5,7 @@ All of it goes by itself sooner or later, or does no harm; an admin wants to see
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -75,7 +76,7 @@ def litter(store: Store) -> list[Litter]:
     found += _old(home / "early", "stale early manifest", EARLY_KEEP_S, now, lambda name: name.endswith(".json"))
     found += _old(home / "quarantine", "old quarantine", QUARANTINE_KEEP_S, now)
     found += _raw(store, now)
-    found += _old(home / "locks", "old lock", LOCK_KEEP_S, now, lambda name: name.endswith(".lock"))
+    found += (one for one in _old(home / "locks", "old lock", LOCK_KEEP_S, now, _is_a_lock) if _is_free(Path(one.path)))
     found += _pins(home)
     found += _records(store)
     found += _unreferenced(store, now)
@@ -113,6 +114,21 @@ def _old(
         age = now - status.st_mtime if kind != "old quarantine" else now - max(status.st_mtime, status.st_ctime)
         if counts(path.name) and age > keep_s:
             yield Litter(str(path), kind, _size(path, status), f"{_days(age)} old")
+
+
+def _is_a_lock(name: str) -> bool:
+    """One of an item, a blob or a shard. That of the book of room is taken all the time, and there is only one."""
+    return name.endswith(".lock") and name != "room.lock"
+
+
+def _is_free(lock: Path) -> bool:
+    """True if nobody has it now."""
+    try:
+        with lock.open("rb") as file:
+            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def _raw(store: Store, now: float) -> Iterator[Litter]:

@@ -9,8 +9,8 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-RESERVE_SHARE = 50
-RESERVE_MOST = 1 << 30
+RESERVE_SHARE = 100
+RESERVE_MOST = 256 << 20
 PEER_COST = 1.0
 """To get a shard again that another node holds..."""
 SOURCE_COST = 4.0
@@ -36,7 +36,7 @@ class Quota:
 
 
 def reserve_of(disk: int) -> int:
-    """Bytes of a disk that are left to others, and to what a full store still has to write: 2 %, at most 1 GiB."""
+    """Bytes of a disk that are left to others, and to what a full store still has to write: 1 %, at most 256 MiB."""
     return min(RESERVE_MOST, disk // RESERVE_SHARE)
 
 

@@ -36,7 +36,7 @@ class Usage:
 
     def bytes(self) -> int:
         """All that counts: shards, source files, work in progress, quarantine."""
-        return self.shards()[0] + sum(tree_bytes(self._home / name) for name in BESIDE)
+        return self.shards()[0] + tree_bytes(*(self._home / name for name in BESIDE))
 
     def shards(self) -> tuple[int, int]:
         """(bytes, number) of the visible shards."""
@@ -53,14 +53,15 @@ class Usage:
             return sum(size for _, size, _ in self._known.values()), sum(n for _, _, n in self._known.values())
 
 
-def tree_bytes(root: Path) -> int:
-    """Bytes on disk of all files below `root`; of one with several names in the tree, once."""
+def tree_bytes(*roots: Path) -> int:
+    """Bytes on disk of all files below these folders; of one with several names there (a staged source file), once."""
     seen: set[tuple[int, int]] = set()
     total = 0
-    for status in _files(str(root)):
-        if status.st_nlink == 1 or (status.st_dev, status.st_ino) not in seen:
-            seen.add((status.st_dev, status.st_ino))
-            total += status.st_blocks * 512
+    for root in roots:
+        for status in _files(str(root)):
+            if status.st_nlink == 1 or (status.st_dev, status.st_ino) not in seen:
+                seen.add((status.st_dev, status.st_ino))
+                total += status.st_blocks * 512
     return total
 
 

@@ -58,6 +58,10 @@ def test_a_store_in_use_has_no_litter(made: tuple[Settings, Manifest]) -> None:
     store = Store(made[0].home)
     assert litter(Store(made[0].home / "nothing here")) == []
     job_began(store, "running")
+    with store.lock("item-x"):
+        age(store.home / "locks" / "item-x.lock")
+        assert litter(store) == [], "somebody has it"
+    (store.home / "locks" / "item-x.lock").unlink(missing_ok=True)
     with store.workspace() as folder, RoomBook(store.home).alone():
         (folder / "x").write_bytes(b"x")
         held = RoomBook(store.home).reserve(5, "it")
