@@ -61,6 +61,8 @@ class Care(Known):
         self._seen: set[NodeId] | None = None
         self._lost_at: float | None = None
         """`time.monotonic()` when a node was lost for which nothing was done yet."""
+        self._leaving: set[NodeId] = set()
+        """Nodes that Ray was about to take away when we looked last."""
         self._to_pin: dict[NodeId, set[str]] = {}
         """Pins that nodes which came have not taken yet."""
         self._wait_s = 0.0
@@ -94,12 +96,23 @@ class Care(Known):
         self._pin_what_came()
         self._seen = nodes
         self.agents.drained = self.drained
+        self._save_what_ray_takes(nodes)
         after = self.repair_after_s
         if alone or self._lost_at is None or after is None:
             return
         if time.monotonic() >= self._lost_at + after + self._wait_s:
             self._lost_at = None
             self._repair_by_itself()
+
+    def _save_what_ray_takes(self, nodes: set[NodeId]) -> None:
+        """Empty nodes that Ray is about to take away, as far as there is time."""
+        leaving = self._hands.draining()
+        for node in (leaving.keys() & nodes) - self._leaving:
+            left_s = leaving[node]
+            log.warning("node %s is being taken away by Ray; copying what only it holds", node[:12])
+            deadline = None if left_s is None else time.monotonic() + left_s
+            self._start_plan(Operation("drain", deadline=deadline), partial(self.plan_drain, [node]))
+        self._leaving = set(leaving)
 
     def _pin_what_came(self) -> None:
         """Pin on new nodes what is pinned on all; a manifest that is only on its way there is pinned the next time."""

@@ -120,13 +120,17 @@ class RayHands:
             if node["Alive"] and (value := (node.get("Labels") or {}).get(name))
         }
 
-    def draining(self) -> set[NodeId]:
-        """Nodes that Ray itself is about to take away: its own drain, or the preemption of a machine."""
+    def draining(self) -> dict[NodeId, float | None]:
+        """Nodes that Ray itself is about to take away, and in how many seconds (None: it does not say).
+
+        Its autoscaler's drain, `ray drain-node`, or the preemption of a machine.
+        """
         with suppress(Exception):  # no public call tells it; without it, nobody knows
             from ray._private.state import state
 
-            return {NodeId(node) for node in state.get_draining_nodes()}
-        return set()
+            told = state.get_draining_nodes()
+            return {NodeId(node): at / 1000 - time.time() if at else None for node, at in told.items()}
+        return {}
 
     def _options(self, options: JobOptions) -> JobOptions:
         return replace(options, epoch=self._agents.turn.epoch)

@@ -110,7 +110,7 @@ class Known:
     @property
     def drained(self) -> set[NodeId]:
         """Nodes that get nothing new: by an order of a person, or by Ray's."""
-        return {NodeId(node) for node in self._notes.notes("drain")} | self._hands.draining()
+        return {NodeId(node) for node in self._notes.notes("drain")} | self._hands.draining().keys()
 
     def racks(self) -> dict[NodeId, str]:
         """node -> rack, of all nodes that have said one: Ray's label, else CRUCIBLE_RACK of the node."""

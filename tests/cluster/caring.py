@@ -78,7 +78,7 @@ class FakeHands:
     def __init__(self, agents: FakeAgents) -> None:
         self.agents = agents
         self.remade: list[str] = []
-        self.leaving: set[NodeId] = set()
+        self.leaving: dict[NodeId, float | None] = {}
         self.answers: dict[str, dict[NodeId, Any]] = {}
 
     def reached(self) -> Collection[NodeId]:
@@ -103,7 +103,7 @@ class FakeHands:
     def labels(self, name: str) -> dict[NodeId, str]:
         return {}
 
-    def draining(self) -> set[NodeId]:
+    def draining(self) -> dict[NodeId, float | None]:
         return self.leaving
 
 

@@ -109,7 +109,7 @@ def test_a_drained_node_stays_drained_for_this_cluster_and_ray_may_drain_too(tmp
     assert agents.catalog.held(NodeId("aaaa")) == 3, "nothing comes to it"
     assert care.undrain(["aaaa", "bbbb"]) == ["aaaa"]
     assert set(agents.drained) == set()
-    hands.leaving = {NodeId("cccc")}
+    hands.leaving = {NodeId("cccc"): 60.0}
     care.order("drain", "zzzz", {"cluster": "a cluster before"})
     care.look(alone=False)
     assert set(agents.drained) == {"cccc"}, "the order about a node of another cluster is void"

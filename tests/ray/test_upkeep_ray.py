@@ -162,6 +162,22 @@ def test_an_agent_that_is_told_to_end_sees_its_node_drained_first(
     until(lambda: {n["node"]: n["state"] for n in care("nodes")}.get(agent.node) == "drained", "and is remembered")
 
 
+def test_a_node_that_ray_takes_away_is_emptied_first(hub: FaultyHub, tmp_path: Path, start_nodes: Any) -> None:
+    from ray._raylet import GcsClient
+
+    hub.import_folder("org/chat", chat_files(tmp_path / "data", files=6, rows=2000))
+    nodes = start_nodes(3, hub.endpoint)
+    report = crucible.prefetch("org/chat", split="train", address=nodes.address)
+    manifest = Store(nodes.homes[0]).get_manifest(report.splits[0].manifest)
+    assert sum(copies(nodes.homes[2:], manifest)), "it has shards that nobody else has"
+    agent = read_address(Store(nodes.homes[2]))
+    assert agent is not None
+    preempted, deadline_ms = 2, int(time.time() * 1000) + WAIT_S * 1000
+    accepted, why = GcsClient(address=nodes.address).drain_node(agent.node, preempted, "a test", deadline_ms)
+    assert accepted, why
+    until(lambda: copies(nodes.homes[:2], manifest) == [1] * len(manifest.shards), "the others have them")
+
+
 def test_replicas_stand_on_different_racks(hub: FaultyHub, tmp_path: Path, start_nodes: Any) -> None:
     hub.import_folder("org/chat", chat_files(tmp_path / "data", files=8, rows=2000))
     nodes = start_nodes(2, hub.endpoint)
