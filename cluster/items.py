@@ -72,11 +72,12 @@ class Items(_Made):
         self.sizes = array("Q", bytes(8 * len(self._ends)))
         keys = bytearray(KEY_BYTES * len(self._ends))
         end, start = key_end(options, shard_bytes), 0
+        sizes = self.sizes
         for number, stop in enumerate(self._ends):
-            own = files[start:stop]
+            own = (files[start],) if stop == start + 1 else files[start:stop]
             if options_of is not None:
                 end = key_end(options_of(options, own), shard_bytes)
-            self.sizes[number] = own[0].size if stop == start + 1 else sum(file.size for file in own)
+            sizes[number] = own[0].size if len(own) == 1 else sum([file.size for file in own])
             at = number * KEY_BYTES
             keys[at : at + KEY_BYTES] = hashlib.sha256(key_inputs(own, end)).digest()
             start = stop

@@ -3,9 +3,10 @@
 First what failed and is tried again, then what readers wish for, the wishes at the front of their lists before others,
 then the order of the source. A node gets at most `slots` items at a time: what is sent cannot be overtaken any more.
 
-A node with room for which nothing waits takes from the one for which most waits: so a node that is slow is left with
-what it has been sent, and one that joins has work at once. What waits for a node that has room is never taken from it,
-nor what failed elsewhere, because the ranges that had arrived were sent to the heir.
+A node that has ended far fewer items than others, since it came, gets fewer at a time, down to one: what it was sent is
+all that a slow node can hold up. A node with room for which nothing waits takes from the one for which most waits: so a
+slow node's line goes to others, and one that joins has work at once. What waits for a node that has room is never taken
+from it, nor what failed elsewhere, because the ranges that had arrived were sent to the heir.
 
 A million items are an entry each in the lines of their nodes; only what leaves the order of the source is in a heap.
 """
@@ -25,6 +26,9 @@ Rank = tuple[int, int, int]
 """(0 tried again, 1 wished for, 2 neither; place in a reader's list; index)."""
 NEVER: Rank = (3, 0, 0)
 """After all ranks."""
+UNBOUNDED = 1 << 62
+LEEWAY = 2
+"""A node gets fewer items at a time when it has ended less than this part of what nodes did on average."""
 
 
 @dataclass(slots=True)
@@ -38,6 +42,11 @@ class _Queue:
     count: int = 0
     """Items that wait here, without the stale."""
     at_work: int = 0
+    most: int = UNBOUNDED
+    """Items it is given at a time."""
+    ended: int = 0
+    since: int = 0
+    """Items that had ended anywhere when the node came."""
     entered: Rank | None = None
     """The rank with which the node is in `_ready`; an entry that says otherwise is stale."""
 
@@ -50,7 +59,7 @@ class Waiting:
         """Items at a time on a node; None: any number."""
         self.homes: list[NodeId] = []
         self._waits = bytearray()
-        self._left = 0
+        self._left = self._ended = 0
         self._wished: dict[int, Rank] = {}
         self._queues: dict[NodeId, _Queue] = {}
         """Of the nodes there are, and of those that went while they had work."""
@@ -72,7 +81,8 @@ class Waiting:
         ends = np.searchsorted(numbers[order], np.arange(len(names)), side="right").tolist()
         start = 0
         for name, end in zip(names, ends, strict=True):
-            self._queues[name] = _Queue(array("I", order[start:end].tobytes()), count=end - start)
+            self._queues[name] = queue = self._queue()
+            queue.line, queue.count = array("I", order[start:end].tobytes()), end - start
             start = end
         self._here = dict.fromkeys(names)
         self._look_again()
@@ -101,7 +111,6 @@ class Waiting:
     def next(self) -> tuple[int, NodeId] | None:
         """The item whose turn it is and the node that has room for it, or None. It waits until it is started."""
         ready = self._ready
-        slots = self.slots
         while ready:
             rank, node = ready[0]
             queue = self._queues.get(node)
@@ -109,7 +118,7 @@ class Waiting:
                 heappop(ready)
                 continue
             head = NEVER
-            if (slots is None or queue.at_work < slots) and node in self._here:
+            if queue.at_work < queue.most and node in self._here:
                 index = rank[2]
                 if self._waits[index] and self.homes[index] == node:  # what came sooner since would be entered
                     return index, node
@@ -127,7 +136,7 @@ class Waiting:
         self.homes[index] = node
         queue = self._queues[node]
         queue.at_work += 1
-        if self.slots is not None and queue.at_work >= self.slots:
+        if queue.at_work >= queue.most:
             if self._ready and self._ready[0][1] == node:  # as nearly always: the entry of this item
                 heappop(self._ready)
                 queue.entered = None
@@ -138,6 +147,12 @@ class Waiting:
         """An item that `node` had is done, or has failed there."""
         queue = self._queues[node]
         queue.at_work -= 1
+        if self.slots is not None:
+            self._ended += 1
+            queue.ended += 1
+            fair = (self._ended - queue.since) / max(1, len(self._here))
+            if fair >= self.slots:  # before, chance says more than speed
+                queue.most = min(self.slots, 1 + int(LEEWAY * self.slots * queue.ended / fair))
         if node in self._here:
             if queue.entered is None:
                 self._note_room(node, queue)
@@ -148,7 +163,8 @@ class Waiting:
         """These are the nodes there are now. Returns the items that wait for others, which stay there until moved."""
         self._here = dict.fromkeys(nodes)
         for node in self._here:
-            self._queues.setdefault(node, _Queue())
+            if node not in self._queues:
+                self._queues[node] = self._queue()
         gone = [(node, queue) for node, queue in self._queues.items() if node not in self._here]
         homeless: list[int] = []
         for node, queue in gone:
@@ -165,9 +181,14 @@ class Waiting:
         self._unwait(index)
         self._put(rank, node)
 
+    def _queue(self) -> _Queue:
+        return _Queue(most=UNBOUNDED if self.slots is None else self.slots, since=self._ended)
+
     def _put(self, rank: Rank, node: NodeId) -> None:
         index = rank[2]
-        queue = self._queues.setdefault(node, _Queue())
+        queue = self._queues.get(node)
+        if queue is None:
+            queue = self._queues[node] = self._queue()
         if not self._waits[index]:
             self._waits[index] = 1
             self._left += 1
@@ -202,11 +223,11 @@ class Waiting:
                 del self._queues[node]
 
     def _has_room(self, node: NodeId, queue: _Queue) -> bool:
-        return node in self._here and (self.slots is None or queue.at_work < self.slots)
+        return queue.at_work < queue.most and node in self._here
 
     def _note_room(self, node: NodeId, queue: _Queue) -> None:
         """Enter a node that may have room where it will be looked for."""
-        if self.slots is not None and queue.at_work >= self.slots:
+        if queue.at_work >= queue.most:
             return
         if queue.count:
             if queue.entered is None:

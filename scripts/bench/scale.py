@@ -36,7 +36,7 @@ from crucible.cluster.track import Event, ItemDone, JobState, NodesChanged, Proc
 from crucible.refs import NodeId, RepoRef, ShardInfo, SourceFile
 from crucible.report import Counts, ItemResult
 
-BATCH = 1_000
+BATCH = 64
 SCHEMA = "5" * 64
 SIZE = 64 << 20
 

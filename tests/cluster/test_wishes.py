@@ -7,7 +7,17 @@ from collections import Counter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crucible.cluster.track import Event, Finish, ItemDone, ItemFailed, JobState, Started, Wished, apply
+from crucible.cluster.track import (
+    Event,
+    Finish,
+    ItemDone,
+    ItemFailed,
+    JobState,
+    NodesChanged,
+    Started,
+    Wished,
+    apply,
+)
 from crucible.refs import NodeId
 from tests.cluster.test_track import PASSING, A, items_of, result, run_items
 
@@ -99,10 +109,70 @@ def test_whatever_is_wished_for_every_item_runs_once_and_no_node_has_too_many(
         started += [command.item.index for command in run_items(commands)]
         at_work = Counter(command.node for command in running)
         assert slots is None or all(number <= slots for number in at_work.values())
-        room = {node for node in NODES if slots is None or at_work[node] < slots}
+        room = {node for node in NODES if slots is None or at_work[node] == 0}  # a slow node gets fewer than its slots
         blocked = len(running) >= limit
         assert blocked or not any(state.homes[index] in room for index in state.waiting), "room is used"
         if turn > 1000:  # only wishes in `choices`
             return
     assert sorted(started) == list(range(count))
     assert commands[-1:] == [Finish()]
+
+
+def test_a_node_that_joins_takes_from_the_longest_line_at_once() -> None:
+    state, commands = apply(job(60, NODES[:2], 2), Started())
+    state, commands = apply(state, NodesChanged(dict.fromkeys(NODES[:3], 1.0)))
+    assert [command.node for command in run_items(commands)] == [NODES[2]] * 2
+    taken = {command.item.index for command in run_items(commands)}
+    assert taken.isdisjoint(state.waiting)
+    assert all(state.homes[index] in NODES[:2] for index in state.waiting), "nothing else moves"
+
+
+def test_a_node_that_ends_little_is_given_one_item_at_a_time_and_its_line_goes_to_others() -> None:
+    slow = NODES[0]
+    state, commands = apply(job(400, NODES, 4), Started())
+    running = run_items(commands)
+    while any(command.node != slow for command in running):
+        for command in [command for command in running if command.node != slow]:
+            running.remove(command)
+            state, commands = apply(state, ItemDone(result(command.item, command.node)))
+            running += run_items(commands)
+    assert [command.node for command in running] == [slow] * 4
+    assert not state.waiting, "all but what it was sent is done"
+
+    state, commands = apply(job(400, NODES, 4), Started())
+    running, turn = run_items(commands), 0
+    most = 0
+    while running:
+        turn += 1
+        for command in [command for command in running if command.node != slow or turn % 20 == 0]:
+            running.remove(command)
+            state, commands = apply(state, ItemDone(result(command.item, command.node)))
+            running += run_items(commands)
+            if command.node == slow and turn > 40:
+                most = max(most, sum(command.node == slow for command in running))
+    assert most < 4
+    assert commands[-1:] == [Finish()]
+
+
+def test_what_failed_is_not_taken_from_the_node_that_was_sent_its_ranges() -> None:
+    state, commands = apply(job(9, NODES[:2], 1), Started())
+    first, other = run_items(commands)
+    while len(state.waiting):
+        state, commands = apply(state, ItemDone(result(other.item, other.node)))
+        (other,) = run_items(commands)
+    state, commands = apply(state, ItemFailed(first.item.index, first.node, PASSING, True))
+    assert (run_items(commands), state.homes[first.item.index]) == ([], other.node), "it waits for its heir"
+    state, commands = apply(state, ItemDone(result(other.item, other.node)))
+    assert [(c.item.index, c.node) for c in run_items(commands)] == [(first.item.index, other.node)]
+
+
+def test_the_same_news_twice_changes_nothing() -> None:
+    state, commands = apply(job(6, NODES[:2], 1), Started())
+    one = run_items(commands)[0]
+    done, failed = ItemDone(result(one.item, one.node)), ItemFailed(one.item.index, one.node, PASSING, True)
+    state, commands = apply(state, done)
+    assert len(commands) == 1
+    for event in (done, failed):
+        state, commands = apply(state, event)
+        assert commands == []
+    assert one.item.index in state.done
