@@ -1,4 +1,4 @@
-"""What one address may ask of an agent, and how much of it: connections, requests, failures. Pure; the clock is given.
+"""What one address may ask of an agent, and how much of it: connections, requests, failures. The clock is given.
 
 Memory is bounded: only so many addresses are remembered, and of those without a connection whoever was heard of longest
 ago makes way. A right secret is never refused for another's wrong ones: many readers may share an address
@@ -8,8 +8,9 @@ ago makes way. A right secret is never refused for another's wrong ones: many re
 from __future__ import annotations
 
 import ipaddress
+import resource
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +18,7 @@ class Bounds:
     """What an agent allows. The defaults are for a cluster of a thousand nodes with eight ranks each."""
 
     connections: int = 2048
-    """At once, from everybody."""
+    """At once, from everybody; each may hold a file too (`bounds_here`)."""
     connections_each: int = 512
     """At once from one address: a node's ranks and tasks, each with the connections of its own pool."""
     requests_s: float = 1000.0
@@ -47,6 +48,13 @@ class Bounds:
     question_bytes: int = 4 << 20
     depth: int = 64
     """Of a question's JSON."""
+
+
+def bounds_here() -> Bounds:
+    """The defaults, with no more connections than this process may have files open for."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = Bounds().connections if soft == resource.RLIM_INFINITY else min(Bounds().connections, max(1, soft // 3))
+    return replace(Bounds(), connections=most)
 
 
 @dataclass(slots=True)

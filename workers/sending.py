@@ -7,6 +7,7 @@ Under TLS the bytes pass through this process, where they are encrypted.
 from __future__ import annotations
 
 import asyncio
+import errno
 import io
 import os
 import re
@@ -17,11 +18,16 @@ from pathlib import Path
 from aiohttp import web
 
 PIECE_BYTES = 1 << 20
+_NOT_THERE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.EISDIR})
+"""What the system says of a name that is no file: nothing, a link, a pipe or socket, a folder."""
 _RANGE = re.compile(r"bytes=(\d{0,19})-(\d{0,19})")
 
 
 def open_inside(path: Path) -> io.FileIO | None:
-    """The regular file `path`, whose folder and itself are no links; None for anything else."""
+    """The regular file `path`, whose folder and itself are no links; None for anything else.
+
+    Raises OSError where that cannot be known, as without a free descriptor.
+    """
     flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
     try:
         folder = os.open(path.parent, flags | os.O_DIRECTORY)
@@ -29,8 +35,10 @@ def open_inside(path: Path) -> io.FileIO | None:
             descriptor = os.open(path.name, flags | os.O_NONBLOCK, dir_fd=folder)
         finally:
             os.close(folder)
-    except OSError:
-        return None
+    except OSError as error:
+        if error.errno in _NOT_THERE:
+            return None
+        raise
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         return None

@@ -4,6 +4,7 @@
     GET /v1/locate/<key>      {"urls": [...]}: agents that have the shard
     GET /v1/status            what the store holds
     POST /v1/opening          what a running job has of a request: a reader may begin before the job ends
+    POST /v1/figures          what an admin asks of the cluster: tables, as the coordinator has them; changes nothing
     POST /v1/wishes           items that a reader needs next, and which of their shards are made
     PUT /v1/partials/<oid>?size=&lfs=&start=    bytes of a file that another node brings (`workers.partials`)
     POST /v1/partials/<oid>/release             a process of this node goes on with that file
@@ -41,7 +42,7 @@ from crucible.config import node_settings
 from crucible.errors import AgentUnavailable, DiskFull, StoreError
 from crucible.refs import NodeId, SourceFile
 from crucible.versions import HEADER, PROTOCOL
-from crucible.workers.bounds import Bounds, Doors, address_of
+from crucible.workers.bounds import Bounds, Doors, address_of, bounds_here
 from crucible.workers.listen import SERVER, Connection, Listener
 from crucible.workers.partials import PartialRefused, Partials
 from crucible.workers.secret import Keyring
@@ -111,7 +112,7 @@ class AgentServer:
     ) -> None:
         self._store, self._node, self._locate, self._ask = store, node, locate, ask
         self.keyring = Keyring(secret)
-        self._tls, self._bounds = tls, bounds or Bounds()
+        self._tls, self._bounds = tls, bounds or bounds_here()
         self._doors = Doors(self._bounds)
         self._tarpitted, self._warned_at = 0, float("-inf")
         self._partials = Partials(store, node_settings().quota)
@@ -150,7 +151,7 @@ class AgentServer:
         app.router.add_get("/v1/shards/{key}", self._shard)
         app.router.add_get("/v1/locate/{key}", self._where)
         app.router.add_get("/v1/status", self._status)
-        app.router.add_post("/v1/{what:opening|wishes|room}", self._question)
+        app.router.add_post("/v1/{what:opening|wishes|room|figures}", self._question)
         app.router.add_put("/v1/partials/{oid}", self._take)
         app.router.add_post("/v1/partials/{oid}/release", self._release)
         app.router.add_delete("/v1/partials/{oid}", self._drop)

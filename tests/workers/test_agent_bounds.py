@@ -32,6 +32,8 @@ FUZZED = settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True
 )
 Start = Callable[..., AgentServer]
+WORDS = b"shards locate status opening wishes partials secret .. . %2e%2e %2F %00 %ff % %zz # \xff ~ * ?size=1&lfs=1"
+PATHS = st.lists(st.sampled_from([b"", KEY.encode(), *WORDS.split()]), max_size=5).map(b"/".join)
 
 
 @pytest.fixture
@@ -306,6 +308,19 @@ class TestPlaces:
             assert body == expected != b""
         else:
             assert status == b"416" or (status, body) == (b"200", DATA)
+
+    @FUZZED
+    @given(st.sampled_from(["GET", "POST", "PUT", "DELETE", "HEAD", "PATCH"]), PATHS, st.binary(max_size=30))
+    def test_no_path_with_the_secret_breaks_the_agent_or_leads_out(
+        self, ranged: AgentServer, method: str, path: bytes, body: bytes
+    ) -> None:
+        with connected(ranged) as connection:
+            first = head("@", "Connection: close", f"Content-Length: {len(body)}", method=method)
+            connection.sendall(first.replace(b"@", b"/v1/" + path, 1) + body)
+            connection.shutdown(socket.SHUT_WR)
+            reply = ended(connection)
+        assert reply[9:12] in (b"", b"200", b"400", b"404", b"405", b"411", b"503"), (path, reply[:100])
+        assert SECRET.encode() not in reply
 
     @pytest.fixture
     def ranged(self, start: Start) -> AgentServer:
