@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from crucible.cache.store import Store
-from crucible.cluster.connect import cluster, import_ray
+from crucible.cluster import manage
 from crucible.cluster.drive import LOCAL
 from crucible.cluster.ledger import Entry
 from crucible.cluster.prepare import known_manifests
@@ -45,15 +45,12 @@ class Whereabouts:
 
 def nodes(address: str | None = None) -> list[dict[str, Any]]:
     """One entry a node of a running cluster: its store's shards, bytes and free bytes. Raises ClusterUnreachable."""
-    from crucible.cluster.coordinator import reach_coordinator
-
-    with cluster(_running(address)):
-        found: list[dict[str, Any]] = import_ray().get(reach_coordinator(embedded=False).nodes.remote())
-        return found
+    found: list[dict[str, Any]] = manage.figures(address, "nodes")
+    return found
 
 
 def status(address: str | None = None) -> dict[str, Any]:
-    """This node's store and agent; and a running cluster's jobs and figures, by `address` or RAY_ADDRESS."""
+    """This node's store and agent; and a cluster's jobs and figures, by `address`, RAY_ADDRESS or this node's agent."""
     from crucible.workers.serve import read_address, store_status
 
     settings = Settings.from_env()
@@ -75,12 +72,13 @@ def status(address: str | None = None) -> dict[str, Any]:
         }
         for m in store.manifests()
     ]
-    if (where := address or settings.ray_address) is not None:
-        from crucible.cluster.manage import Cluster
-
-        with Cluster(where) as ask:
-            here["jobs"] = ask.jobs()
-            here["cluster"] = ask("summary")
+    if (where := manage.running(address)) not in (None, "auto"):
+        with manage.Cluster(where) as ask:
+            here["jobs"], here["cluster"] = ask.jobs(), ask("summary")
+    elif where is not None:
+        here["jobs"], here["cluster"] = manage.figures(where, "jobs"), manage.figures(where, "summary")
+    elif here["url"] and (told := manage.near("summary")) is not None:
+        here["jobs"], here["cluster"] = manage.near("jobs") or [], told
     return here
 
 
@@ -107,8 +105,8 @@ def whereabouts(
 ) -> Whereabouts:
     """Who holds the shards of a dataset, the first `limit` of them one by one.
 
-    Of a running cluster, by `address` or RAY_ADDRESS; else whether this node's store has them. Asks no Hub: a branch is
-    what it was when it was prefetched. Raises ManifestError for what this node has no manifest of.
+    Of a running cluster, by `address`, RAY_ADDRESS or this node's agent; else whether this store has them. Asks no
+    Hub: a branch is what it was when it was prefetched. Raises ManifestError for what this node has no manifest of.
     """
     settings = settings_with(Settings.from_env(), endpoint=endpoint)
     request = data_request(
@@ -127,11 +125,10 @@ def whereabouts(
     ids = known_manifests(request, store)
     if ids is None:
         raise ManifestError(repo, f"is not in {settings.home}; run `crucible prefetch {repo}` first")
-    if (where := address or settings.ray_address) is not None:
-        from crucible.cluster.manage import Cluster
-
-        with Cluster(where) as ask:
-            told = ask("locate", list(ids.values()), 0, limit)
+    asked: tuple[Any, ...] = ("locate", list(ids.values()), 0, limit)
+    where = manage.running(address)
+    told = manage.figures(where, *asked) if where is not None else manage.near(*asked)
+    if told is not None:
         shards = [
             Located(**{**one, "nodes": tuple(one["nodes"]), "urls": tuple(one["urls"])}) for one in told["shards"]
         ]
@@ -149,8 +146,3 @@ def whereabouts(
             for number, shard in enumerate(manifest.shards[:room])
         ]
     return Whereabouts(manifests, shards)
-
-
-def _running(address: str | None) -> str:
-    """The address of a cluster that must be there already."""
-    return address or Settings.from_env().ray_address or "auto"

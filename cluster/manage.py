@@ -18,6 +18,7 @@ from crucible.cluster.ledger import EVERYTHING, Choice, Entry
 from crucible.config import Settings
 from crucible.errors import AgentUnavailable, ClusterError, UsageError
 from crucible.manifest import Manifest
+from crucible.workers.asking import Line
 from crucible.workers.keeping import Keeping
 
 POLL_S = 0.5
@@ -88,10 +89,26 @@ def running(address: str | None) -> str | None:
     return address or Settings.from_env().ray_address
 
 
+def figures(address: str | None, what: str, *arguments: Any) -> Any:
+    """A table of a running cluster: by this node's agent, which takes no second, else by joining the cluster's Ray.
+
+    The agent is asked where no address is said, or `auto`: it is in the cluster that runs on this machine.
+    """
+    settings = Settings.from_env()
+    if {address, settings.ray_address} <= {None, "auto"} and (told := near(what, *arguments)) is not None:
+        return told
+    with Cluster(address) as ask:
+        return ask.jobs() if what == "jobs" else ask(what, *arguments)
+
+
+def near(what: str, *arguments: Any) -> Any:
+    """A table of the cluster whose agent serves this node's store; None where there is none."""
+    return Line(Settings.from_env()).figures(what, *arguments)
+
+
 def jobs(address: str | None = None, limit: int | None = None) -> list[dict[str, Any]]:
     """The jobs that a cluster remembers, oldest first; the last `limit` of them."""
-    with Cluster(address) as ask:
-        found = ask.jobs()
+    found: list[dict[str, Any]] = figures(address, "jobs")
     return found if limit is None else found[max(0, len(found) - limit) :]
 
 

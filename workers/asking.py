@@ -1,6 +1,7 @@
-"""Ask this node's agent about the jobs of the cluster: what a reader may begin with, and what has become of a shard.
+"""Ask this node's agent about the cluster: what a reader may begin with, what became of a shard, what there is in all.
 
-A training process is no Ray worker; its agent is, and passes the questions on to the coordinator.
+A training process is no Ray worker, and a shell need not be one to look: the agent is, and passes questions on to the
+coordinator.
 """
 
 from __future__ import annotations
@@ -47,6 +48,11 @@ class Line:
         """
         told = self._ask("room", {"need": need, "since": since, "home": str(self._settings.home)}, ROOM_TIMEOUT_S)
         return int(told["freed"]) if told is not None and isinstance(told.get("freed"), int) else None
+
+    def figures(self, what: str, *arguments: Any) -> Any:
+        """A table of the cluster that this node is in, as its coordinator has it; None: nobody answers."""
+        told = self._ask("figures", {"what": what, "arguments": list(arguments)})
+        return None if told is None else told.get("answer")
 
     def _ask(
         self, what: str, question: Mapping[str, Any], timeout_s: float = ANSWER_TIMEOUT_S

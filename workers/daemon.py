@@ -38,6 +38,8 @@ ANSWER_TIMEOUT_S = 10.0
 DROP_TIMEOUT_S = 30.0
 """For a coordinator that may have to ask the Hub whether it still has something."""
 RETRY_S = 0.2
+FIGURES = ("summary", "nodes", "jobs", "locate")
+"""What may be asked over HTTP: nothing that changes anything."""
 TOLD = f"{FOLDER}/told"
 """What the coordinator must not forget, should it come up on this node; see `cluster.journal`."""
 
@@ -199,6 +201,8 @@ class AgentCore(Caring, Keeping):
         """The coordinator's answer to a reader's question; None when no coordinator gives one. Raises TypeError."""
         if what == "room":  # not a question for the coordinator: a process of this node needs some
             return self._room(question)
+        if what == "figures":
+            return _figures(str(question["what"]), list(question["arguments"]))
         if what == "opening":
             request, endpoint = request_from_json(question["request"]), str(question["endpoint"])
         else:
@@ -209,6 +213,18 @@ class AgentCore(Caring, Keeping):
             return ray.get(call, timeout=ANSWER_TIMEOUT_S)
         except (ray.exceptions.RayError, CrucibleError):
             return None
+
+
+def _figures(what: str, arguments: list[Any]) -> dict[str, Any] | None:
+    """What the coordinator answers an admin who only looks; None when there is none. Raises KeyError for the rest."""
+    if what not in FIGURES:
+        raise KeyError(what)
+    try:
+        there = coordinator()
+        call = there.jobs.remote() if what == "jobs" else there.care.remote(what, *arguments)
+        return {"answer": ray.get(call, timeout=ANSWER_TIMEOUT_S)}
+    except (ray.exceptions.RayError, CrucibleError):
+        return None
 
 
 class _Cluster(Alone):

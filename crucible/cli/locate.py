@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 def command(as_json: bool, limit: int, **request: Any) -> None:
     """Show which nodes of a cluster hold the shards of REPO.
 
-    REPO must have been prefetched to this node. The cluster is that of --address or RAY_ADDRESS; without one it is
-    shown which shards this node has. With --json one object a shard.
+    REPO must have been prefetched to this node. The cluster is that of --address, else RAY_ADDRESS, else the one that
+    this node's agent is in; without one it is shown which shards this node has. With --json one object a shard.
 
     \b
     Example:

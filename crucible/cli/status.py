@@ -19,7 +19,7 @@ LAST = 5
 def command(address: str | None, as_json: bool) -> None:
     """Show this node's store; and a cluster's figures and jobs.
 
-    The cluster is that at --address or RAY_ADDRESS. `crucible jobs` and `crucible nodes` show more of it.
+    The cluster is that at --address, else RAY_ADDRESS, else the one that this node's agent is in. `crucible jobs` and `crucible nodes` show more of it.
 
     \b
     Example:

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 import crucible
 from crucible.cache.store import Store
 from crucible.cli.app import cli
+from crucible.cluster import manage
 from crucible.hashing import shard_digest
 from crucible.manifest import Manifest
 from crucible.workers.serve import read_address
@@ -84,6 +85,15 @@ def test_an_admin_looks_repairs_and_empties_a_cluster(hub: FaultyHub, tmp_path: 
     page = shell.json("locate", "org/chat", "--limit", "2")
     assert [(one["shard"], len(one["nodes"]), len(one["urls"])) for one in page] == [(0, 1, 1), (1, 1, 1)]
     assert f"and {count - 2} more" in shell.table("locate", "org/chat", "--limit", "2")
+
+    # the same by this node's agent, for a shell that has no Ray
+    asked = {name: manage.near(name) for name in ("summary", "nodes", "jobs")}
+    assert [one["node"] for one in asked["nodes"]] == [one["node"] for one in listed]
+    assert asked["jobs"][-1] == jobs[0]
+    assert {**asked["summary"], "operations": []} == {**told, "operations": []}
+    assert json.loads(CliRunner().invoke(cli, ["status", "--json"]).stdout)["cluster"] == asked["summary"]
+    assert manage.near("start_drain", [listed[0]["node"]]) is None, "nothing that changes anything"
+    assert manage.near("locate", [manifest.id], 0, 2)["shards"] == page
 
     # more replicas, and fewer again
     planned = shell.json("repair", "org/chat", "--replicas", "2", "--dry-run")[0]
