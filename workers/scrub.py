@@ -87,14 +87,16 @@ def scrub(
         yield from unreadable
     known = _known(manifests, wanted)
     pace = _Pace(rate, stopped)
+    aside: set[str] = set()
     for key in (key for key, _ in store.shards()) if wanted is None else sorted(wanted):
         rest(0, stopped)
         if (finding := _shard(store, key, known.get(key), pace if deep else None)) is not None:
+            aside.add(key)
             yield finding
         elif wanted is None and key not in known:
             yield Finding("unreferenced", key, str(store.shard_path(key)), found="no manifest here names it")
     if wanted is None:
-        yield from _records(store)
+        yield from _records(store, aside)
         yield from _strangers(store)
 
 
@@ -163,8 +165,8 @@ def _shard(store: Store, key: str, known: _Known | None, pace: _Pace | None) -> 
     return Finding("wrong bytes", key, str(path), digest, hashed, manifest, quarantined=True)
 
 
-def _records(store: Store) -> Iterator[Finding]:
-    """Items that are recorded as done here and have a shard that is not."""
+def _records(store: Store, told: Collection[str]) -> Iterator[Finding]:
+    """Items that are recorded as done here and have a shard that is not, but for those that were told of."""
     for entry in key_files(store.home / "items", "json"):
         key = entry.name.partition(".")[0]
         try:
@@ -174,9 +176,10 @@ def _records(store: Store) -> Iterator[Finding]:
         except (OSError, ValueError, KeyError, TypeError) as error:
             yield Finding("record without shard", key, entry.path, found=f"cannot be read ({error})")
             continue
-        gone = [shard.key for shard in shards if not store.has_shard(shard)]
+        gone = [shard.key for shard in shards if shard.key not in told and not store.has_shard(shard)]
         if gone:
-            yield Finding("record without shard", key, entry.path, gone[0], f"{len(gone)} of {len(shards)} not here")
+            found = f"shard {gone[0][:12]} is not here" + (f", nor {len(gone) - 1} more" if len(gone) > 1 else "")
+            yield Finding("record without shard", key, entry.path, found=found)
 
 
 def _strangers(store: Store) -> Iterator[Finding]:
