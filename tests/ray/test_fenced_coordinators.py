@@ -182,13 +182,12 @@ def test_jobs_go_on_without_their_driver_but_not_without_the_token_that_only_it_
         hub.import_folder("ann/chat", chat_files(tmp_path / "data", files=6, rows=2000), private=True)
         nodes: Nodes = start_nodes(2, hub.endpoint)
         hub.add("slow", origin="cdn", piece=20_000, wait=0.2)
-        token = nodes.homes[0] / "token-from-the-driver"
         with cluster(nodes.address):
             coordinator = reach_coordinator(embedded=False)
             asked = JobOptions.of(Settings.from_env(), revision="main")
             for job, repo in (("ours", "org/chat"), ("hers", "ann/chat")):
-                token.write_text("hf_only_the_driver_has_it")
-                given = str(token) if job == "hers" else None
+                Store(nodes.homes[0]).write_small("token-of-hers", b"hf_only_the_driver_has_it", mode=0o600)
+                given = str(nodes.homes[0] / "token-of-hers") if job == "hers" else None
                 request = DataRequest(RepoRef(repo), split="train")
                 ray.get(coordinator.submit.remote(job, request, asked, 1, None, given), timeout=60)
             wait_until(lambda: all(one["commit"] for one in jobs(nodes).values() if one["job"] in ("ours", "hers")))
