@@ -6,11 +6,11 @@ collection; as what tells them apart (where each one's files end, its bytes and 
 
 from __future__ import annotations
 
-import hashlib
 from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from hashlib import sha256
 from itertools import accumulate
 from typing import overload
 
@@ -78,8 +78,13 @@ class Items(_Made):
             if options_of is not None:
                 end = key_end(options_of(options, own), shard_bytes)
             sizes[number] = own[0].size if len(own) == 1 else sum([file.size for file in own])
+            oid = own[0].oid
+            if len(own) == 1 and oid.isalnum():
+                inputs = f'{{"files":[["{oid}",{own[0].size}]{end}'.encode()
+            else:
+                inputs = key_inputs(own, end)
             at = number * KEY_BYTES
-            keys[at : at + KEY_BYTES] = hashlib.sha256(key_inputs(own, end)).digest()
+            keys[at : at + KEY_BYTES] = sha256(inputs).digest()
             start = stop
         self.keys = bytes(keys)
 

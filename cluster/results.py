@@ -1,7 +1,7 @@
 """What became of a job's items, and on which nodes their shards lie. Pure: part of the mind's state.
 
-A million results as objects take a gigabyte; packed they take some hundred bytes each, and are objects again when they
-are asked for. What a try has cost is added up as it is reported (`drive`) and not kept here.
+A million results as objects take a gigabyte; packed they take a hundred bytes each, and are objects again when they are
+asked for. What a try has cost is added up as it is reported (`drive`) and not kept here.
 """
 
 from __future__ import annotations
@@ -9,13 +9,17 @@ from __future__ import annotations
 import struct
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import cast
 
 from crucible.refs import NodeId, ShardInfo, WorkItem
-from crucible.report import ItemResult
+from crucible.report import Counts, ItemResult
+
+NOTHING = Counts()
 
 NOT_DONE = -1
-_SHARD = struct.Struct("<QQII32s32s")
-"""Rows, bytes, number, schema, key, digest."""
+_SHARD = struct.Struct("<QQIIII32s32s")
+"""Rows, bytes, number, schema among the item's, the item's schemas, 1 if it was reused, key, digest."""
 _COPY = struct.Struct("<II")
 """Place of the shard among the item's, and node."""
 
@@ -31,21 +35,22 @@ class Results(Mapping[int, ItemResult]):
         count = len(items)
         self._born = array("i", [NOT_DONE]) * count
         """The node of each, as a number."""
-        self._shards: list[bytes | tuple[ShardInfo, ...] | None] = [None] * count
+        self._only = bytearray(_SHARD.size * count)
+        """The shard of each item that has one, as nearly all have."""
+        self._others: dict[int, ItemResult] = {}
+        """Items of no shard, or of several."""
         self._copies: dict[int, bytes] = {}
         self._done = 0
         self._nodes: dict[NodeId, int] = {}
         self._names: list[NodeId] = []
         self._on: dict[int, array[int]] = {}
         """node -> items that had shards there once; some twice, some not any more."""
-        self._schemas: dict[tuple[str, ...], int] = {}
+        self._schemas: dict[str, int] = {}
         self._told: list[tuple[tuple[str, str], ...]] = []
         """Schemas of an item, by number: as good as always the same."""
-        self._schema_of = array("I", [0]) * count
-        self._reused = bytearray(count)
 
     def put(self, result: ItemResult) -> None:
-        index, schemas, born = result.index, result.schemas, self._born
+        index, shards, born = result.index, result.shards, self._born
         number = self._nodes.get(result.node)
         if number is None:
             number = self._number(result.node)
@@ -53,26 +58,28 @@ class Results(Mapping[int, ItemResult]):
             self._done += 1
         born[index] = number
         self._on[number].append(index)
-        self._reused[index] = result.reused
-        digests = (schemas[0][0],) if len(schemas) == 1 else tuple([digest for digest, _ in schemas])
-        kept = self._schemas.get(digests)
-        if kept is None:
-            kept = self._schemas[digests] = len(self._told)
-            self._told.append(schemas)
-        self._schema_of[index] = kept
-        shards = result.shards
-        try:
-            if len(shards) == 1:
-                self._shards[index] = _packed(shards[0], digests)
-            else:
-                self._shards[index] = b"".join([_packed(shard, digests) for shard in shards])
-        except ValueError:
-            self._shards[index] = result.shards
+        if len(shards) == 1 and len(result.schemas) == 1:
+            shard, schemas = shards[0], result.schemas
+            kept = self._schemas.get(shard.schema)
+            if kept is None:
+                kept = self._schemas[shard.schema] = len(self._told)
+                self._told.append(schemas)
+            key, digest = shard.key, shard.digest
+            if len(key) == 64 == len(digest) and shard.schema == schemas[0][0]:
+                told = (shard.rows, shard.size, shard.number, 0, kept, result.reused)
+                try:
+                    hashes = bytes.fromhex(key), bytes.fromhex(digest)
+                    _SHARD.pack_into(self._only, index * _SHARD.size, *told, *hashes)
+                except ValueError:
+                    pass
+                else:
+                    return
+        self._others[index] = replace(result, counts=NOTHING, seconds=0.0)
 
     def forget(self, index: int) -> None:
         """The item is to be done again."""
         self._born[index] = NOT_DONE
-        self._shards[index] = None
+        self._others.pop(index, None)
         self._copies.pop(index, None)
         self._done -= 1
 
@@ -81,15 +88,17 @@ class Results(Mapping[int, ItemResult]):
         return self._names[self._born[index]]
 
     def shards(self, index: int) -> tuple[ShardInfo, ...]:
-        packed = self._shards[index]
-        if packed is None or self._born[index] == NOT_DONE:
+        """Those of an item that is done, in the order of their rows."""
+        if (other := self._others.get(index)) is not None:
+            return other.shards
+        rows, size, number, schema, kept, _, key, digest = self._unpacked(index)
+        return (ShardInfo(key.hex(), rows, size, digest.hex(), self._told[kept][schema][0], index, number),)
+
+    def _unpacked(self, index: int) -> tuple[int, int, int, int, int, int, bytes, bytes]:
+        if self._born[index] == NOT_DONE:
             raise KeyError(index)
-        if isinstance(packed, tuple):
-            return packed
-        schemas = self._told[self._schema_of[index]]
-        return tuple(
-            ShardInfo(key.hex(), rows, size, digest.hex(), schemas[schema][0], index, number)
-            for rows, size, number, schema, key, digest in _SHARD.iter_unpack(packed)
+        return cast(
+            "tuple[int, int, int, int, int, int, bytes, bytes]", _SHARD.unpack_from(self._only, index * _SHARD.size)
         )
 
     def copied(self, index: int, place: int, node: NodeId) -> None:
@@ -135,27 +144,30 @@ class Results(Mapping[int, ItemResult]):
         found: dict[NodeId, tuple[int, int]] = {}
         for index in self:
             shards, size = found.get(node := self.node(index), (0, 0))
-            packed = self._shards[index] or b""
-            sizes = [shard.size for shard in packed] if isinstance(packed, tuple) else _sizes(packed)
+            other = self._others.get(index)
+            sizes = [self._unpacked(index)[1]] if other is None else [shard.size for shard in other.shards]
             found[node] = (shards + len(sizes), size + sum(sizes))
         return found
 
     @property
     def reused(self) -> int:
         """Items that were there already, and moved nothing."""
-        return sum(self._reused[index] for index in self)
+        kept = self._others
+        return sum(kept[index].reused if index in kept else self._unpacked(index)[5] for index in self)
 
     def count(self, index: int) -> int:
-        """How many shards the item has."""
-        packed = self._shards[index]
-        return 0 if packed is None else len(packed) if isinstance(packed, tuple) else len(packed) // _SHARD.size
+        """How many shards an item that is done has."""
+        other = self._others.get(index)
+        return 1 if other is None else len(other.shards)
 
     def __getitem__(self, index: int) -> ItemResult:
         if index not in self:
             raise KeyError(index)
-        key, schemas = self._items[index].key, self._told[self._schema_of[index]]
-        reused = bool(self._reused[index])
-        return ItemResult(index, key, self.node(index), self.shards(index), schemas, reused=reused)
+        if (other := self._others.get(index)) is not None:
+            return other
+        *_, kept, reused, _, _ = self._unpacked(index)
+        key, schemas = self._items[index].key, self._told[kept]
+        return ItemResult(index, key, self.node(index), self.shards(index), schemas, reused=bool(reused))
 
     def __contains__(self, index: object) -> bool:
         return isinstance(index, int) and 0 <= index < len(self._born) and self._born[index] != NOT_DONE
@@ -173,15 +185,3 @@ class Results(Mapping[int, ItemResult]):
             self._names.append(node)
             self._on[number] = array("I")
         return number
-
-
-def _sizes(packed: bytes) -> list[int]:
-    return [one[1] for one in _SHARD.iter_unpack(packed)]
-
-
-def _packed(shard: ShardInfo, digests: tuple[str, ...]) -> bytes:
-    """Raises ValueError for what does not fit."""
-    key, digest, schema = shard.key, shard.digest, digests.index(shard.schema)
-    if len(key) != 64 or len(digest) != 64:
-        raise ValueError(key)
-    return _SHARD.pack(shard.rows, shard.size, shard.number, schema, bytes.fromhex(key), bytes.fromhex(digest))

@@ -253,7 +253,7 @@ def key_end(options: ReadOptions, shard_bytes: int) -> str:
 def key_inputs(files: Iterable[SourceFile], end: str) -> bytes:
     """The canonical JSON of `{"files": [[oid, size], ...], ...}`, of which an item's key is the sha256."""
     listed = ",".join([f"[{_quoted(file.oid)},{file.size}]" for file in files])
-    return f'{{"files":[{listed}{end}'.encode()
+    return f'{{"files":[{listed}{end}'.encode()  # for one plain file `items` spells this itself
 
 
 def _quoted(oid: str) -> str:
