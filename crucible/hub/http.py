@@ -152,6 +152,7 @@ class HubHttp:
             self._sleep(backoff(number, self.settings.backoff_cap_s))
 
     def _read_once(self, url: str, headers: Mapping[str, str], limit: int) -> httpx.Response:
+        asked = origin(url)
         for _ in range(MAX_REDIRECTS):
             with self.stream(url, headers) as response:
                 if response.is_redirect and "location" in response.headers:
@@ -162,6 +163,9 @@ class HubHttp:
                     body += chunk
                     if len(body) > limit:
                         raise Refusal(response.status_code, response.headers, f"reply of more than {limit:,} bytes")
+                if response.status_code in (401, 403) and origin(url) != asked:
+                    # not the Hub's word about the file: a signed link that has expired, and the Hub gives a fresh one
+                    raise Refusal(None, {}, f"the CDN refused the link (HTTP {response.status_code})")
                 if response.status_code >= 300:
                     raise refusal_of(response)
                 return httpx.Response(

@@ -377,7 +377,7 @@ class Player:
 
     def _failures(self) -> list[str]:
         """Ranks that ended with an error, but for those that a broken disk gave it to."""
-        names = ("DiskFull", "StoreReadOnly", "StoreError")
+        names = ("DiskFull", "NoRoom", "StoreReadOnly", "StoreError")
         return [
             failure
             for failure in self._training.failures

@@ -264,3 +264,29 @@ def test_the_token_goes_to_the_hub_and_not_to_its_cdn(tmp_path: Path, monkeypatc
         assert all(record.had_token for record in hub.requests(origin="hub")[-3:])
         assert not any(record.had_token for record in hub.requests(origin="cdn"))
         assert len(hub.requests(origin="cdn")) == 1
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_an_expired_link_to_the_end_of_a_file_is_asked_for_anew(
+    repo: FaultyHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    """A stream reads the footers of all its files before anything else, through links like those of whole files."""
+    monkeypatch.setenv("CRUCIBLE_SHARD_BYTES", "300000")
+    half = ROWS // 2
+    for number in range(2):
+        numbers = range(number * half, (number + 1) * half)
+        table = pa.table({"id": numbers, "text": [f"row {i} " + "x" * 500 for i in numbers]})
+        pq.write_table(table, tmp_path / f"{number}.parquet", compression="none", use_dictionary=False)
+    files = {f"data/train-{number:05d}-of-00002.parquet": tmp_path / f"{number}.parquet" for number in range(2)}
+    repo.import_files("org/two", files)
+    fault = repo.add("expired", origin="cdn", times=3, status=status)
+    assert ids("org/two") == list(range(ROWS))
+    assert repo.hits(fault) == 3
+
+
+def test_a_hub_that_refuses_a_file_is_not_asked_again(repo: FaultyHub) -> None:
+    """A 403 of the Hub itself is an answer, unlike one of its CDN."""
+    fault = repo.add("expired", origin="hub", path="*/resolve/*")
+    with pytest.raises(CrucibleError):
+        ids(REPO)
+    assert repo.hits(fault) <= 2
