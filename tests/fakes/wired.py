@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import httpx
 
@@ -77,7 +77,7 @@ class Wired:
     bodies: list[bytes] = field(default_factory=list)
     open: int = 0
 
-    def __enter__(self) -> Wired:
+    def __enter__(self) -> Self:
         self._ended, self._guard = threading.Event(), threading.Lock()
         self._socket = socket.create_server(("127.0.0.1", 0), backlog=64)
         self._socket.settimeout(0.05)

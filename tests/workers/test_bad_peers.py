@@ -14,12 +14,13 @@ import pytest
 
 from crucible.cache.store import Store
 from crucible.config import Settings
+from crucible.data_files import data_request
 from crucible.errors import SourceUnavailable, TransferError
 from crucible.hashing import shard_digest
 from crucible.hub import connection
 from crucible.manifest import Manifest
 from crucible.refs import NodeId
-from crucible.session import data_request, local_job
+from crucible.session import local_job
 from crucible.workers import fetch
 from crucible.workers.asking import Line
 from crucible.workers.fetch import NodeShards

@@ -14,10 +14,12 @@ import pytest
 
 from crucible.cache.store import Store
 from crucible.config import Settings
+from crucible.data_files import data_request
 from crucible.errors import SourceUnavailable, StoreError, UsageError
 from crucible.hashing import shard_digest
 from crucible.refs import NodeId, ShardInfo, SourceFile
 from crucible.report import Tally
+from crucible.session import local_job
 from crucible.workers.asking import Line
 from crucible.workers.fetch import NodeShards
 from crucible.workers.secret import keep_secret
@@ -90,29 +92,36 @@ def test_a_shard_comes_over_tls_whole_and_in_ranges(
     assert client.get(f"{agent.url}/v1/shards/{KEY}").status_code == 401
 
 
-def test_all_that_processes_of_a_node_ask_of_agents_goes_over_tls(
-    tmp_path: Path, cluster: Path, shard: ShardInfo, serve: Callable[..., AgentServer]
-) -> None:
-    agent = serve(server_context(cluster, HOST))
+def test_all_that_processes_of_a_node_ask_of_agents_goes_over_tls(tmp_path: Path, cluster: Path) -> None:
+    repo = tmp_path / "repo"
+    repo.mkdir()
+    (repo / "train.jsonl").write_bytes(b'{"a": 1}\n')
+    full = Settings(tmp_path / "full", tls=cluster)
+    ((manifest,), _) = local_job(data_request(str(repo), None, split="train", revision=None, columns=None), full)
+    (repo / "train.jsonl").unlink()  # so that nothing but the peer can have it
     place = reader(tmp_path, cluster)
-    write_address(place.store, AgentAddress(agent.url, NodeId("m"), 1, ()))
-    assert Line(place.settings).wish("job", ["k"]) == {"a": 1}
-    source = NodeShards(place.settings)
-    assert source._peers(KEY, SECRET, source_watch()) == []
-    assert source.counts.peer_requests == 1
-    content = tmp_path / "content"
-    content.write_bytes(DATA)
-    tally = Tally()
-    push = SparePusher(agent.url, SECRET, tally, Trust(cluster / "ca.crt"))
-    with content.open("rb") as file:
-        push(SourceFile("f", len(DATA), "0" * 64, True), file.fileno(), 0, 1000)
-    push.close()
-    assert (tally.counts.spare_bytes, tally.counts.spare_failures) == (1000, 0)
+    with ExitStack() as stack:
 
+        def agent(store: Store, where: list[str]) -> AgentServer:
+            context = server_context(cluster, HOST)
+            made = AgentServer(store, SECRET, NodeId("n"), HOST, 0, lambda _: where, lambda *_: {"a": 1}, tls=context)
+            stack.callback(made.close)
+            return made
 
-class source_watch:
-    def asking(self, _: str) -> None:
-        """Nobody looks."""
+        near = agent(place.store, [agent(Store(full.home), []).url])
+        write_address(place.store, AgentAddress(near.url, NodeId("m"), 1, ()))
+        assert Line(place.settings).wish("job", ["k"]) == {"a": 1}
+        source = NodeShards(place.settings)
+        source.path(manifest, manifest.shards[0])
+        assert source.note()["peer_shards"] == 1
+        content = tmp_path / "content"
+        content.write_bytes(DATA)
+        tally = Tally()
+        push = SparePusher(near.url, SECRET, tally, Trust(cluster / "ca.crt"))
+        with content.open("rb") as file:
+            push(SourceFile("f", len(DATA), "0" * 64, True), file.fileno(), 0, 1000)
+        push.close()
+        assert (tally.counts.spare_bytes, tally.counts.spare_failures) == (1000, 0)
 
 
 @pytest.mark.parametrize("wrong", ["another authority", "another host", "over"])
