@@ -356,6 +356,8 @@ class Agents:
     def landed(self, node: NodeId, shards: Mapping[str, int], item: str | None = None) -> None:
         """Shards that have just become visible on a node, by key, with their bytes; and the item that they complete."""
         with self._lock:
+            if node not in self._agents:
+                return  # gone, and with it what it made; or so new that it will be asked
             if self._news is not None:
                 self._news.append((node, shards, item))
             self.catalog.add(node, shards, shards.values())

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Protocol
 
@@ -26,6 +28,9 @@ from crucible.refs import DataRequest, NodeId
 from crucible.report import Progress, Tally
 from crucible.workers.governing import cluster_governor
 from crucible.workers.tasks import JobOptions
+
+MANY_ITEMS = 10_000
+"""Of a job that is worth half a second before it begins."""
 
 
 class Keeper(Protocol):
@@ -86,24 +91,25 @@ class Runner:
                 self._begin_readers(record, prepared, settings)
             options = replace(options, pyarrow=self._agents.writers())
             executor = RayExecutor(self._agents, options, job, nodes)
-            manifests, report = run_job(
-                job,
-                prepared,
-                executor,
-                limit_bytes=options.inflight_bytes,
-                replicas=replicas,
-                # source files that stay in a Hub cache do not pass through the store, where a spare keeps its ranges
-                part_bytes=None if options.keep_raw else options.part_bytes,
-                prefer=self._agents.where_done,
-                observe=lambda progress: self._observe(job, record, progress),
-                arrived=lambda: record.arrived,
-                slots=executor.slots,
-                racks=self._keeper.racks() if replicas > 1 else {},
-                wishes=record.readers.wishes,
-                done=record.readers.done,
-                offset_s=time.monotonic() - began,
-                metadata=tally.counts,
-            )
+            with _searched_once(sum(map(len, prepared.items))):
+                manifests, report = run_job(
+                    job,
+                    prepared,
+                    executor,
+                    limit_bytes=options.inflight_bytes,
+                    replicas=replicas,
+                    # source files that stay in a Hub cache do not pass through the store, where a spare keeps its ranges
+                    part_bytes=None if options.keep_raw else options.part_bytes,
+                    prefer=self._agents.where_done,
+                    observe=lambda progress: self._observe(job, record, progress),
+                    arrived=lambda: record.arrived,
+                    slots=executor.slots,
+                    racks=self._keeper.racks() if replicas > 1 else {},
+                    wishes=record.readers.wishes,
+                    done=record.readers.done,
+                    offset_s=time.monotonic() - began,
+                    metadata=tally.counts,
+                )
             reach("job.sharing")
             self._agents.share(prepared, manifests)
             self._keeper.kept(manifests, replicas, options, job)
@@ -142,3 +148,17 @@ class Runner:
         record.readers.begin(
             prepared, lambda: early_manifests(prepared, settings, self._store, Tally(), governor=record.governor)
         )
+
+
+@contextmanager
+def _searched_once(items: int) -> Iterator[None]:
+    """For the time of a big job: its listing stays, and is not looked through for garbage again and again."""
+    if items < MANY_ITEMS:
+        yield
+        return
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
