@@ -9,11 +9,13 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from crucible.cluster.upkeep import Wanted
 from crucible.manifest import Manifest
 from crucible.refs import RepoRef
+
+if TYPE_CHECKING:
+    from crucible.cluster.upkeep import Wanted
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +201,8 @@ class Shards:
         self._entries = sorted(entries, key=lambda entry: (-replicas[entry.manifest], entry.manifest))
 
     def __iter__(self) -> Iterator[Wanted]:
+        from crucible.cluster.upkeep import Wanted  # numpy, for which a command that shows a table would wait
+
         seen: set[bytes] = set()
         several = len(self._entries) > 1
         for entry in self._entries:

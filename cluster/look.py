@@ -11,9 +11,7 @@ from typing import Any
 
 from crucible.cache.store import Store
 from crucible.cluster import manage
-from crucible.cluster.drive import LOCAL
 from crucible.cluster.ledger import Entry
-from crucible.cluster.prepare import known_manifests
 from crucible.config import Settings, settings_with
 from crucible.data_files import DataFiles, data_request
 from crucible.errors import ManifestError
@@ -56,7 +54,7 @@ def status(address: str | None = None) -> dict[str, Any]:
     settings = Settings.from_env()
     store = Store(settings.home)
     agent = read_address(store)
-    here: dict[str, Any] = store_status(store, LOCAL, agent.url if agent and listens(agent.url) else "")
+    here: dict[str, Any] = store_status(store, manage.LOCAL, agent.url if agent and listens(agent.url) else "")
     here["manifests"] = [
         {
             "repo": m.repo.repo_id,
@@ -108,6 +106,8 @@ def whereabouts(
     Of a running cluster, by `address`, RAY_ADDRESS or this node's agent; else whether this store has them. Asks no
     Hub: a branch is what it was when it was prefetched. Raises ManifestError for what this node has no manifest of.
     """
+    from crucible.cluster.prepare import known_manifests  # pyarrow and more, which tables need not wait for
+
     settings = settings_with(Settings.from_env(), endpoint=endpoint)
     request = data_request(
         repo,
@@ -141,7 +141,13 @@ def whereabouts(
         room = len(here) if limit is None else max(0, limit - len(shards))
         shards += [
             Located(
-                manifest.split, number, shard.key, shard.rows, shard.size, (str(LOCAL),) if here[number] else (), ()
+                manifest.split,
+                number,
+                shard.key,
+                shard.rows,
+                shard.size,
+                (str(manage.LOCAL),) if here[number] else (),
+                (),
             )
             for number, shard in enumerate(manifest.shards[:room])
         ]

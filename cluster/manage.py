@@ -13,14 +13,16 @@ from typing import Any
 from crucible.cache.pins import Pins
 from crucible.cache.store import Store
 from crucible.cluster.connect import cluster, import_ray
-from crucible.cluster.drive import LOCAL
 from crucible.cluster.ledger import EVERYTHING, Choice, Entry
 from crucible.config import Settings
 from crucible.errors import AgentUnavailable, ClusterError, UsageError
 from crucible.manifest import Manifest
+from crucible.refs import NodeId
 from crucible.workers.asking import Line
 from crucible.workers.keeping import Keeping
 
+LOCAL = NodeId("local")
+"""This node, where no cluster is asked."""
 POLL_S = 0.5
 WRONG = ("missing", "wrong size", "wrong bytes", "unreadable manifest")
 """Findings that are a loss. The others are litter."""

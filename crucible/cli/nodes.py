@@ -24,9 +24,9 @@ def command(address: str | None, as_json: bool) -> None:
       crucible nodes
       crucible nodes --address 10.0.0.1:6379 --json
     """
-    from crucible import session
+    from crucible.cluster import look
 
-    found = session.nodes(address)
+    found = look.nodes(address)
     if as_json:
         for node in found:
             print_json(node)

@@ -19,16 +19,17 @@ LAST = 5
 def command(address: str | None, as_json: bool) -> None:
     """Show this node's store; and a cluster's figures and jobs.
 
-    The cluster is that at --address, else RAY_ADDRESS, else the one that this node's agent is in. `crucible jobs` and `crucible nodes` show more of it.
+    The cluster is that at --address, else RAY_ADDRESS, else the one that this node's agent is in. `crucible jobs` and
+    `crucible nodes` show more of it.
 
     \b
     Example:
       crucible status
       crucible status --address auto --json
     """
-    from crucible import session
+    from crucible.cluster import look
 
-    here = session.status(address)
+    here = look.status(address)
     if as_json:
         print_json(here)
         return

@@ -148,7 +148,7 @@ def test_a_traceback_comes_only_with_debug(data: FaultyHub) -> None:
 
 
 def test_an_unexpected_exception_says_it_is_a_defect(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("crucible.session.status", lambda _: 1 // 0)
+    monkeypatch.setattr("crucible.cluster.look.status", lambda _: 1 // 0)
     result = run("status")
     assert result.exit_code == 1
     assert result.stderr.startswith("Error: ZeroDivisionError: ")
@@ -160,7 +160,7 @@ def test_ctrl_c_exits_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("crucible.session.status", interrupted)
+    monkeypatch.setattr("crucible.cluster.look.status", interrupted)
     result = run("status")
     assert result.exit_code == 130
     assert "Traceback" not in result.stderr
