@@ -85,12 +85,11 @@ class NodeShards:
 
         True for one that was evicted or replaced: who has it mapped keeps it.
         """
-        path = self._store.shard_path(shard.key)
-        try:
-            now = stamp_of(os.stat(path))
-        except OSError:
-            return not self._store.put_aside(shard.key)
-        return now == stamp or (now[0] != stamp[0] and not self._store.put_aside(shard.key))
+        status = self._store.look_at(shard.key)
+        now = None if status is None else stamp_of(status)
+        if now is not None and (now == stamp or now[0] == stamp[0]):
+            return now == stamp
+        return not self._store.put_aside(shard.key)
 
     def doing(self, shard: ShardInfo) -> str:
         """What the fetch of this shard waits for at this moment."""

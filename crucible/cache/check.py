@@ -32,9 +32,8 @@ def is_sound(store: Store, shard: ShardInfo) -> bool:
     One with other bytes goes to the quarantine, with a warning that names it; False then, and whoever asked fetches it
     anew. Of a shard without a digest, which is only being made, any file will do.
     """
-    try:
-        status = os.stat(store.shard_path(shard.key))
-    except OSError:
+    status = store.look_at(shard.key)
+    if status is None:
         return False
     if not shard.digest:
         return True
@@ -55,9 +54,8 @@ def is_sound(store: Store, shard: ShardInfo) -> bool:
 
 def is_unchanged(store: Store, key: str) -> bool:
     """True if the shard is here, was verified since this boot, and was not written to since. A look at its file."""
-    try:
-        status = os.stat(store.shard_path(key))
-    except OSError:
+    status = store.look_at(key)
+    if status is None:
         return False
     return store.seen.digest(key, stamp_of(status)) is not None
 
@@ -67,9 +65,8 @@ def may_serve(store: Store, key: str) -> bool:
 
     One that was never seen here is given out: whoever gets it hashes it.
     """
-    try:
-        status = os.stat(store.shard_path(key))
-    except OSError:
+    status = store.look_at(key)
+    if status is None:
         return False
     stamp = stamp_of(status)
     found = store.seen.digest(key, stamp)

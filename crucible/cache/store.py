@@ -86,12 +86,15 @@ class Store:
 
         Of a shard without a digest, of a manifest that was made before it, the size is not known: its name will do.
         """
-        key = shard.key
-        try:  # asked for each shard that is opened, or about to be: a Path costs four times as much as the look
-            status = os.stat(f"{self._shards}/{key[:2]}/{key}.arrow") if is_key(key) else None
-        except OSError:
-            return False
+        status = self.look_at(shard.key)
         return status is not None and (status.st_size == shard.size or not shard.digest)
+
+    def look_at(self, key: str) -> os.stat_result | None:
+        """What the file system says of a shard's file; None if there is none."""
+        try:  # asked for each shard that is opened, or about to be: a Path costs four times as much as the look
+            return os.stat(f"{self._shards}/{key[:2]}/{key}.arrow") if is_key(key) else None
+        except OSError:
+            return None
 
     def commit_shard(self, draft: Path, key: str, digest: str = "") -> Path:
         """Give a finished, verified, fsynced file in a workspace its visible name. Replaces an equal one.
