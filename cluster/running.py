@@ -98,7 +98,7 @@ class Runner:
                     executor,
                     limit_bytes=options.inflight_bytes,
                     replicas=replicas,
-                    # source files that stay in a Hub cache do not pass through the store, where a spare keeps its ranges
+                    # source files that stay in a Hub cache do not pass the store, where a spare keeps its ranges
                     part_bytes=None if options.keep_raw else options.part_bytes,
                     prefer=self._agents.where_done,
                     observe=lambda progress: self._observe(job, record, progress),
