@@ -102,6 +102,8 @@ class Care(Known):
             return
         if time.monotonic() >= self._lost_at + after + self._wait_s:
             self._lost_at = None
+            for node in self._notes.notes("drain").keys() - nodes:
+                self.order("drain", node, None)  # it has gone, and if it comes back, then by another name
             self._repair_by_itself()
 
     def _save_what_ray_takes(self, nodes: set[NodeId]) -> None:

@@ -85,6 +85,22 @@ def test_a_lost_node_is_made_up_for_without_being_asked(hub: FaultyHub, tmp_path
     assert not ended(care("start_repair", trim=True))["bytes_done"]
 
 
+def test_a_coordinator_that_dies_with_a_node_leaves_its_duty_to_the_next(
+    hub: FaultyHub, tmp_path: Path, start_nodes: Any
+) -> None:
+    import ray
+
+    hub.import_folder("org/chat", chat_files(tmp_path / "data", files=6, rows=2000))
+    nodes = start_nodes(3, hub.endpoint)
+    with repaired_after(1.0):
+        report = crucible.prefetch("org/chat", split="train", address=nodes.address, replicas=2)
+        manifest = Store(nodes.homes[0]).get_manifest(report.splits[0].manifest)
+        ray.kill(reach_coordinator(embedded=False), no_restart=False)
+        nodes.kill_node(2)
+        enough = [2] * len(manifest.shards)
+        until(lambda: copies(nodes.homes[:2], manifest) == enough, "the next coordinator knows what was promised")
+
+
 def test_what_nobody_holds_any_more_is_made_again_from_the_hub(
     hub: FaultyHub, tmp_path: Path, start_nodes: Any
 ) -> None:
