@@ -28,7 +28,7 @@ from crucible.errors import StoreError
 
 FILE = "secret"
 OLD_FILE = "secret.old"
-TOKEN_FILE = "token-"
+HANDED_OVER = "token-"
 """How the name of a file begins by which a driver hands its token over."""
 MOST_BYTES = 4096
 ENTROPY_BYTES = 32
@@ -94,10 +94,14 @@ def load_numbered(store: Store) -> Secret | None:
 
 
 def read_private(path: Path) -> bytes | None:
-    """A small file that only this user may read, or None where there is none. Raises StoreError if others may too."""
+    """A small file that only its user may read; None where we may not, or there is none.
+
+    Raises StoreError for one that others may read or write, with what to do.
+    Its user is this one; for root also the one whose folder it is in, as a container's root reads what its daemon made.
+    """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except FileNotFoundError:
+    except (FileNotFoundError, PermissionError):
         return None
     except OSError as error:
         raise StoreError(str(path), f"cannot be read ({error.strerror}), and no link is followed there") from None
@@ -105,7 +109,7 @@ def read_private(path: Path) -> bytes | None:
         facts = os.fstat(descriptor)
         if not stat.S_ISREG(facts.st_mode):
             raise StoreError(str(path), "is no regular file; remove it, it is made anew")
-        if facts.st_uid != os.geteuid():
+        if facts.st_uid != os.geteuid() and (os.geteuid() or facts.st_uid != os.stat(path.parent).st_uid):
             raise StoreError(
                 str(path),
                 f"belongs to user {facts.st_uid}, and this process is user {os.geteuid()}; chown or remove it",
@@ -182,7 +186,7 @@ def take_token(path: str | None) -> Token | None:
 
     None when there is none, or when the driver is on another machine: the nodes' own tokens are used then.
     """
-    if path is None or not Path(path).name.startswith(TOKEN_FILE):
+    if path is None or not Path(path).name.startswith(HANDED_OVER):
         return None  # whoever speaks to the coordinator could else have any file of this node read and removed
     try:
         token = Token((read_private(Path(path)) or b"").decode("utf-8", "replace").strip())

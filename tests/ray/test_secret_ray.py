@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 import threading
 import time
 from contextlib import suppress
@@ -157,6 +161,30 @@ def test_a_node_whose_secret_others_may_read_is_refused_by_name_and_the_others_g
     assert f"{open_home}/secret: has mode 0644" in found[False]["problem"]
     assert found[True]["shards"]
     assert load_text(open_home) == "known-to-all 1", "it was not written over"
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl command on this machine")
+def test_a_cluster_with_tls_listens_where_it_may_and_keeps_its_keys(hub: FaultyHub, tmp_path: Path) -> None:
+    hub.import_folder("org/chat", chat_files(tmp_path / "data", files=1, rows=20))
+    home = tmp_path / "home"
+    environment = {"HF_ENDPOINT": hub.endpoint, "CRUCIBLE_HOME": str(home), "CRUCIBLE_TLS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "crucible", "prefetch", "org/chat", "--json"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, **environment, "CRUCIBLE_AGENT_PORT": "20100-20900"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["rows"] == 20
+    agent = read_address(Store(home))
+    assert agent is not None
+    where, port = agent.url.rsplit(":", 1)
+    assert where == "https://127.0.0.1"
+    assert 20100 <= int(port) <= 20900
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (home / "tls").iterdir()}
+    assert modes.keys() >= {"ca.crt", "ca.key", "node.crt", "node.key"}
+    assert modes["ca.key"] == modes["node.key"] == 0o600
 
 
 def load_text(home: Path) -> str:

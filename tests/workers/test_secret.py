@@ -75,6 +75,13 @@ class TestFile:
         with pytest.raises(StoreError, match="belongs to user 12345"):
             load_secret(store)
 
+    @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder to somebody else")
+    def test_root_reads_the_one_of_the_user_whose_store_it_is(self, store: Store) -> None:
+        made = ensure_secret(store)
+        for path in (store.home, store.home / "secret"):
+            os.chown(path, 12345, -1)
+        assert load_secret(store) == made
+
     @pytest.mark.parametrize("kind", ["link", "folder", "pipe"])
     def test_what_is_no_file_is_refused(self, store: Store, tmp_path: Path, kind: str) -> None:
         store.home.mkdir(parents=True)
