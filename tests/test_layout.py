@@ -77,7 +77,9 @@ def test_a_module_fits_on_a_few_screens() -> None:
     assert not fit_again, "these need no exception any more: take them out of LONG_ON_PURPOSE"
 
 
-@pytest.mark.parametrize("script", ["scripts/test", "scripts/check", "scripts/demo", "scripts/lock", ".ci/run"])
+@pytest.mark.parametrize(
+    "script", ["scripts/test", "scripts/check", "scripts/demo", "scripts/lock", "scripts/simulate", ".ci/run"]
+)
 def test_a_script_can_be_run_as_it_was_cloned(script: str) -> None:
     assert os.access(ROOT / script, os.X_OK), f"{script}: not executable; `git update-index --chmod=+x {script}`"
     assert subprocess.run(["bash", "-n", ROOT / script], capture_output=True, check=False).stderr == b""
