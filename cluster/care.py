@@ -22,7 +22,7 @@ from crucible.cluster.operation import Job, Operation, Recipe, flow, perform
 from crucible.cluster.promises import Promises
 from crucible.cluster.upkeep import Plan
 from crucible.config import Settings
-from crucible.errors import ClusterError, UsageError
+from crucible.errors import ClusterError, CrucibleError, UsageError
 from crucible.refs import NodeId, ShardInfo
 
 log = logging.getLogger("crucible.care")
@@ -91,7 +91,10 @@ class Care(Known):
         elif self._seen - nodes:
             self._lost_at, self._wait_s = time.monotonic(), 0.0
         if nodes - (self._seen or set()):
-            self.learn()
+            try:
+                self.learn()
+            except CrucibleError as error:  # such as a full disk here; what is known already is looked after
+                log.warning("what the nodes know could not be taken in: %s", error)
             self._to_pin.update({node: set(self.pins()) for node in nodes - (self._seen or set())})
         self._pin_what_came()
         self._seen = nodes

@@ -6,6 +6,7 @@ in its journal, of which every node is told.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -22,12 +23,14 @@ from crucible.cluster.logbook import Logbook
 from crucible.cluster.remembered import options_of
 from crucible.cluster.upkeep import Place, Plan, Wanted, rebalance, repair
 from crucible.config import Settings
-from crucible.errors import CrucibleError, UsageError
+from crucible.errors import CrucibleError, StoreError, UsageError
 from crucible.manifest import Manifest, manifest_from_json
 from crucible.refs import NodeId, RepoRef
 from crucible.workers.caring import manifest_ids
 from crucible.workers.evict import SOURCE_BAD_S, source_answers
 from crucible.workers.tasks import JobOptions
+
+log = logging.getLogger("crucible.care")
 
 SOURCE_GOOD_S = 60.0
 """How long an answer of a source is believed."""
@@ -196,7 +199,10 @@ class Known:
             if self.ledger.orders.get(manifest_id) == order:
                 return
             self.ledger.orders[manifest_id] = order
-        self._notes.note("wanted", manifest_id, order.told())
+        try:
+            self._notes.note("wanted", manifest_id, order.told())
+        except StoreError as error:  # the shards are there; a later coordinator takes them for wanted once
+            log.warning("manifest %s: how often it is wanted is not in the journal: %s", manifest_id[:12], error)
 
     def want(self, choice: Choice, replicas: int) -> list[str]:
         """Say of manifests how many nodes are to hold them; 0 gives them up. Their ids."""
