@@ -34,6 +34,9 @@ from crucible.workers.tls import prepare_node
 ray: Any = untyped_ray  # its annotations know neither `exceptions` nor what a remote call returns
 
 LOCATE_TIMEOUT_S = 2.0
+SILENT_S = 15.0
+"""A coordinator that did not say in time who has a shard is not asked again for so long, unless it is heard of: else
+every shard that a reader wants would wait for a head that died."""
 ANSWER_TIMEOUT_S = 10.0
 DROP_TIMEOUT_S = 30.0
 """For a coordinator that may have to ask the Hub whether it still has something."""
@@ -53,6 +56,7 @@ class AgentCore(Caring, Keeping):
     def __init__(self, host: str) -> None:
         self._node, self._host, self._problem = this_node(), host, ""
         self._secret = Secret("", 0)
+        self._silent_until = 0.0
         self._begin(host)
         if not self._problem:
             self._begin_scrubbing()
@@ -103,6 +107,7 @@ class AgentCore(Caring, Keeping):
         if self._problem:
             raise ClusterError(f"node {self._node[:12]}: {self._problem}")
         self._fence.check(epoch)
+        self._silent_until = 0.0
         if method.startswith("_"):
             raise ClusterError(f"an agent has no method {method!r} for others")
         return getattr(self, method)(*arguments, **named)
@@ -191,11 +196,14 @@ class AgentCore(Caring, Keeping):
         return _Cluster(self._store, self._node, self._server.url)
 
     def _locate(self, key: str) -> list[str]:
+        if time.monotonic() < self._silent_until:
+            return []  # the reader still has the peers in agent.json
         try:
             found = ray.get(coordinator().locate.remote([key]), timeout=LOCATE_TIMEOUT_S)
             return list(found.get(key, []))
         except (ray.exceptions.RayError, CrucibleError):
-            return []  # the reader still has the peers in agent.json
+            self._silent_until = time.monotonic() + SILENT_S
+            return []
 
     def _ask(self, what: str, question: Any) -> Any:
         """The coordinator's answer to a reader's question; None when no coordinator gives one. Raises TypeError."""
