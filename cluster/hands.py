@@ -67,7 +67,7 @@ class RayHands:
                 self.ask("set_aside", spoilt, nodes=[result.node])
             return dict.fromkeys(wrong, "made again it has other bytes (another pyarrow than the one that made it?)")
 
-        return _then(call.remote(recipe.item, options, order.job).future(), landed)
+        return _then(call.remote(recipe.item, options, order.job, None, dict(recipe.promised)).future(), landed)
 
     def drop(self, node: NodeId, keys: Sequence[str]) -> Future[dict[str, str]]:
         agent = self._agents.handles()[node]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -41,6 +41,7 @@ COORDINATOR = "crucible-coordinator"
 ASK_TIMEOUT_S = 30.0
 PROGRESS_EVERY_S = 0.5
 RETRY_S = 0.2
+NOTHING: Mapping[str, str] = {}
 COPY_KEEPS_S = 3600.0
 """A copy for safety's sake pushes out nothing that was used within this time."""
 
@@ -143,8 +144,17 @@ def check_epoch(store: Store, options: JobOptions) -> None:
         Fence(store, f"node {this_node()[:12]}").check(options.epoch)
 
 
-def _run_item(item: WorkItem, options: JobOptions, job: str, spare_url: str | None = None) -> ItemResult:
-    """Do one item on whatever node this runs on. Retries are the coordinator's: it knows where else to go."""
+def _run_item(
+    item: WorkItem,
+    options: JobOptions,
+    job: str,
+    spare_url: str | None = None,
+    promised: Mapping[str, str] = NOTHING,
+) -> ItemResult:
+    """Do one item on whatever node this runs on. Retries are the coordinator's: it knows where else to go.
+
+    `promised` are digests, by key, of shards that a manifest has already: one that turns out otherwise gets no name.
+    """
     options.check_here()
     check_epoch(Store(options.on_this_node().home), options)
     settings, there = asked_first(options, job)
@@ -178,6 +188,7 @@ def _run_item(item: WorkItem, options: JobOptions, job: str, spare_url: str | No
             keep_raw=options.keep_raw,
             made=reporter.made(item),
             since=job_began(store, job),
+            promised=promised,
         )
         result = run_item(item, place)
         if spare is not None:
