@@ -11,12 +11,14 @@ the moment it goes finds it gone and fetches it again, or has it mapped and keep
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 from urllib.parse import quote
 
 from crucible.cache.disk import key_files, write_atomic
@@ -26,14 +28,11 @@ from crucible.cache.store import Store
 from crucible.config import Settings
 from crucible.hub.client import HubRepo, is_folder
 from crucible.hub.http import HubHttp
-from crucible.manifest import Manifest
 from crucible.refs import RepoRef
 from crucible.report import Tally
 
-SOURCE_GOOD_S = 300.0
-"""How long it is believed that a source has what it had..."""
 SOURCE_BAD_S = 5.0
-"""...and that it has not."""
+"""How long it is believed, by who remembers it, that a source does not have what it had."""
 JOB_LIVES_S = 86_400.0
 """A job none of whose items was begun or found here for so long is over, whatever became of it."""
 JOB_RESTS_S = 6 * 3600.0
@@ -59,38 +58,44 @@ class Neighbours(Protocol):
 
 
 class Alone:
-    """A node without a cluster: only the sources count. Asks each commit of a repo once in SOURCE_GOOD_S seconds."""
+    """A node without a cluster: only the sources count. For one eviction; asks each commit of a repo once."""
 
     def __init__(self, store: Store, settings: Settings) -> None:
         self._store, self._settings = store, settings
-        self._answers: dict[RepoRef, tuple[float, bool]] = {}
+        self._answers: dict[RepoRef, bool] = {}
+        self._found: set[str] = set()
+        """That could go a moment ago: there is nobody else who could have taken that back."""
 
     def elsewhere(self, keys: Sequence[str]) -> set[str]:  # noqa: ARG002 - there is nobody else
         return set()
 
     def could_drop(self, keys: Sequence[str]) -> set[str]:
-        return self._fetchable(keys)
+        found = self._fetchable(keys)
+        self._found |= found
+        return found
 
     def may_drop(self, keys: Sequence[str]) -> set[str]:
-        return self._fetchable(keys)
+        return self._found.intersection(keys) | self._fetchable([key for key in keys if key not in self._found])
 
     def _fetchable(self, keys: Sequence[str]) -> set[str]:
         wanted, may = set(keys), set[str]()
-        for manifest in self._store.manifests():
-            found = [shard for shard in manifest.shards if shard.key in wanted]
-            if found and is_folder(manifest.repo.repo_id):
-                may |= {shard.key for shard in found if _files_are_there(manifest, shard.item)}
-            elif found and self._answers_now(manifest.repo):
-                may |= {shard.key for shard in found}
+        if not wanted:
+            return may
+        for repo, shards, files_of in _recipes(self._store):
+            found = [(key, item) for key, item in shards if key in wanted]
+            if found and is_folder(repo.repo_id):
+                may |= {key for key, item in found if _are_there(repo, files_of(item))}
+            elif found and self._answers_now(repo):
+                may |= {key for key, _ in found}
+            if wanted <= may:
+                break
         return may
 
     def _answers_now(self, repo: RepoRef) -> bool:
         """Whether the Hub still has the commit, and lets us see it."""
-        at, answer = self._answers.get(repo, (0.0, False))
-        if not at or time.monotonic() - at > (SOURCE_GOOD_S if answer else SOURCE_BAD_S):
-            answer = source_answers(repo, self._settings)
-            self._answers[repo] = (time.monotonic(), answer)
-        return answer
+        if repo not in self._answers:
+            self._answers[repo] = source_answers(repo, self._settings)
+        return self._answers[repo]
 
 
 def source_answers(repo: RepoRef, settings: Settings) -> bool:
@@ -169,7 +174,7 @@ def evict(
 
 def spare_of(need: int, space: int) -> int:
     """How much more than `need` to free while one is at it, where `space` bytes are all there is: at most 0.5 %."""
-    return min(7 * need, space // 200)
+    return min(63 * need, space // 200)
 
 
 def usages(store: Store) -> Iterable[tuple[str, int, float]]:
@@ -192,15 +197,37 @@ def _likely(held: Iterable[Held], need: int) -> list[Held]:
     return likely
 
 
-def _files_are_there(manifest: Manifest, item: int) -> bool:
+Recipe = tuple[RepoRef, list[tuple[str, int]], Callable[[int], list[tuple[str, int]]]]
+
+
+def _recipes(store: Store) -> Iterator[Recipe]:
+    """(repo, (shard key, item) of each shard, item -> (path, bytes) of its files) of every manifest here.
+
+    Read no further than that: to make a manifest of 50,000 shards takes seconds, and this is asked for each eviction.
+    """
+    with suppress(FileNotFoundError):
+        for path in sorted((store.home / "manifests").glob("*.json")):
+            with suppress(OSError, ValueError, KeyError, TypeError):
+                data = path.read_bytes()
+                if hashlib.sha256(data).hexdigest() != path.stem:
+                    continue  # altered: what it says of its source may be wrong
+                raw = json.loads(data)
+                items = raw["items"]
+
+                def files_of(item: int, items: Any = items) -> list[tuple[str, int]]:
+                    return [(str(file["path"]), int(file["size"])) for file in items[item]["files"]]
+
+                made = range(len(items))
+                shards = [(shard["key"], shard["item"]) for shard in raw["shards"] if shard["item"] in made]
+                yield RepoRef(**raw["repo"]), shards, files_of
+
+
+def _are_there(repo: RepoRef, files: Sequence[tuple[str, int]]) -> bool:
     """Of a repo that is a folder: its files, with the lengths they had."""
-    for file in manifest.items[item].files if item < len(manifest.items) else ():
-        try:
-            if (Path(manifest.repo.repo_id) / file.path).stat().st_size != file.size:
-                return False
-        except OSError:
-            return False
-    return item < len(manifest.items)
+    try:
+        return bool(files) and all((Path(repo.repo_id) / path).stat().st_size == size for path, size in files)
+    except OSError:
+        return False
 
 
 # --- jobs, whose own shards must not make room for the rest of them
