@@ -10,8 +10,9 @@ range under its literal prefix, then to the paths that contain its longest liter
 from __future__ import annotations
 
 import re
+from array import array
 from bisect import bisect_left
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -40,6 +41,8 @@ IGNORED_NAMES = frozenset(
 _MAGIC = re.compile(r"[*?\[]")
 _STEP = 4096
 """Paths looked through at a time: a search for the first match stops early, one for all pays no call a path."""
+_WORDS_KEPT = 32
+"""Literals of which a listing remembers where they are: the conventions have a dozen words in fifty patterns."""
 
 
 def _keyword_patterns(shapes: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
@@ -189,6 +192,10 @@ class Listing:
     def __init__(self, files: Iterable[SourceFile]) -> None:
         self.files = sorted(files, key=lambda file: file.path)
         self._paths = [file.path for file in self.files]
+        self._having: dict[str, dict[int, Sequence[int]]] = {}
+        """literal -> block -> places of the paths that contain it."""
+        self._folders: dict[int, tuple[str, ...]] = {}
+        """block -> the folders of its paths, each once."""
 
     @cached_property
     def by_path(self) -> dict[str, SourceFile]:
@@ -200,21 +207,41 @@ class Listing:
         first = bisect_left(self._paths, glob.prefix)
         # U+10FFFF sorts after every character a path can continue with
         last = bisect_left(self._paths, glob.prefix + "\U0010ffff") if glob.prefix else len(self._paths)
-        literal = glob.literal
         folders: dict[str, bool] = {}  # of a pattern that ends in `**` the folder alone decides
-        for start in range(first, last, _STEP):
-            block = self._paths[start : min(start + _STEP, last)]
-            for place in [start + n for n, path in enumerate(block) if literal in path]:
-                path = self._paths[place]
-                if glob.any_name:
-                    folder = path[: path.rfind("/") + 1]
+        for block in range(first // _STEP, -(-last // _STEP)):
+            if glob.any_name:
+                for folder in self._folders_of(block):
                     if folder not in folders:
                         folders[folder] = glob.matches(folder)
-                    hit = folders[folder]
-                else:
-                    hit = glob.matches(path)
+                if not any(folders[folder] for folder in self._folders_of(block)):
+                    continue
+            for place in self._places(glob.literal, block):
+                if not first <= place < last:
+                    continue
+                path = self._paths[place]
+                hit = folders[path[: path.rfind("/") + 1]] if glob.any_name else glob.matches(path)
                 if hit and glob.requested(path):
                     yield self.files[place]
+
+    def _places(self, literal: str, block: int) -> Sequence[int]:
+        """Places in a block of the paths that contain `literal`. Looked for once."""
+        known = self._having.get(literal)
+        if known is None:
+            if len(self._having) >= _WORDS_KEPT:
+                self._having.clear()
+            known = self._having[literal] = {}
+        if block not in known:
+            start = block * _STEP
+            paths = self._paths[start : start + _STEP]
+            found = [place for place, path in enumerate(paths, start) if literal in path]
+            known[block] = range(start, start + len(paths)) if len(found) == len(paths) else array("I", found)
+        return known[block]
+
+    def _folders_of(self, block: int) -> tuple[str, ...]:
+        if block not in self._folders:
+            paths = self._paths[block * _STEP : (block + 1) * _STEP]
+            self._folders[block] = tuple({path[: path.rfind("/") + 1]: None for path in paths})
+        return self._folders[block]
 
     def select(
         self, patterns: Iterable[str], base: str, extensions: Collection[str] | None = None

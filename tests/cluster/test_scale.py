@@ -9,17 +9,21 @@ import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from unittest.mock import patch
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from crucible.cluster import patterns
 from crucible.cluster.catalog import Catalog
 from crucible.cluster.items import Items, Joined, points_of, sizes_of
+from crucible.cluster.patterns import Listing
 from crucible.cluster.place import assign, deal, point_of, ring_of
 from crucible.cluster.plan import plan_items
 from crucible.cluster.resolve import ResolvedSplit
 from crucible.cluster.results import Results
+from crucible.errors import UnsafePath
 from crucible.refs import (
     CONVERSION_VERSION,
     NodeId,
@@ -30,6 +34,7 @@ from crucible.refs import (
     WorkItem,
     digest_of,
     item_key,
+    safe_repo_path,
 )
 from crucible.report import ItemResult
 
@@ -216,3 +221,30 @@ def test_a_million_items_on_a_thousand_nodes() -> None:
     assert rows["track"]["peak_rss_bytes"] < 1 << 30
     assert rows["summary"]["cpu_s"] < rows["catalog"]["cpu_s"] / 100
     assert rows["loss"]["cpu_s"] < rows["track"]["cpu_s"] / 10
+
+
+@given(st.text(alphabet="ab.C-_/\\:\0é", max_size=14) | st.integers(190, 260).map(lambda long: f"a/{'b' * long}"))
+def test_a_path_is_safe_if_none_of_its_parts_leads_anywhere_else(path: str) -> None:
+    parts = path.split("/")
+    drive = len(path) > 1 and path[1] == ":" and path[0].isascii() and path[0].isalpha()
+    good = all(part not in ("", ".", "..") and len(part.encode()) <= 255 for part in parts)
+    if good and not drive and "\\" not in path and "\0" not in path:
+        assert safe_repo_path("org/data", path) == path
+    else:
+        with pytest.raises(UnsafePath):
+            safe_repo_path("org/data", path)
+
+
+PATHS = st.lists(st.sampled_from(["train", "test", "x"]), min_size=1, max_size=3).map("/".join)
+
+
+@settings(deadline=None)
+@given(st.lists(PATHS, min_size=1, max_size=60, unique=True), st.sampled_from(["**/train/**", "t*/**", "**/x*", "**"]))
+def test_a_glob_over_blocks_finds_what_one_over_all_paths_finds(paths: list[str], pattern: str) -> None:
+    files = [SourceFile(path, 1, "0" * 64, True) for path in paths]
+    with patch.object(patterns, "_STEP", 7):
+        listing = Listing(files)
+        found = [file.path for file in listing.glob(pattern)]
+        assert found == [file.path for file in listing.glob(pattern)], "the second time from what it remembers"
+    glob = patterns.compile_glob(pattern)
+    assert found == sorted(path for path in paths if glob.matches(path) and glob.requested(path))
