@@ -170,3 +170,6 @@ def test_a_pin_names_the_shards_of_its_manifest_and_outlives_the_process(tmp_pat
     assert Pins(tmp_path).keys() == {shard.key}, "a record that cannot be read is still a pin"
     assert (again.unpin(manifest.id), again.unpin(manifest.id), again.unpin("../x")) == (True, False, False)
     assert Pins(tmp_path).keys() == set()
+    (tmp_path / "manifests" / f"{'ef' * 32}.json").write_text("{}")
+    with pytest.raises(ManifestError, match="altered"):
+        pins.pin("ef" * 32)
