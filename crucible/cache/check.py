@@ -53,11 +53,12 @@ def is_sound(store: Store, shard: ShardInfo) -> bool:
 
 
 def is_unchanged(store: Store, key: str) -> bool:
-    """True if the shard is here, was verified since this boot, and was not written to since. A look at its file."""
+    """True if the shard is here, was verified since this boot, and was not written to since. Marks it as used."""
     status = store.look_at(key)
-    if status is None:
+    if status is None or store.seen.digest(key, stamp_of(status)) is None:
         return False
-    return store.seen.digest(key, stamp_of(status)) is not None
+    _used(store, key, status)
+    return True
 
 
 def may_serve(store: Store, key: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -177,7 +178,11 @@ def test_an_agent_does_not_serve_a_shard_that_was_written_to(made: Made, tmp_pat
     try:
         head = {"authorization": f"Bearer {secret}"}
         url = f"{server.url}/v1/shards/{path.stem}"
+        then = time.time() - 5000
+        os.utime(path, (then, then))
         assert httpx.get(url, headers=head, timeout=20).status_code == 200
+        assert httpx.get(url, headers=head, timeout=20).status_code == 200
+        assert path.stat().st_atime > then + 1000, "to serve it is to use it"
         flip(path, 11)
         assert httpx.get(url, headers=head, timeout=20).status_code == 404
         assert not path.exists()
