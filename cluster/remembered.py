@@ -116,7 +116,7 @@ def report_of(value: Value) -> JobReport | None:
     try:
         return JobReport(
             **{
-                **raw,
+                **{name: _tuples(one) for name, one in raw.items()},
                 "splits": tuple(SplitReport(**split) for split in raw["splits"]),
                 "counts": Counts(**raw["counts"]),
                 "nodes": tuple((NodeId(node), int(shards), int(size)) for node, shards, size in raw["nodes"]),
