@@ -36,11 +36,15 @@ class Admin:
 
     # --- tables
 
-    def summary(self) -> dict[str, Any]:
-        """The cluster in figures, and each manifest with how it is held."""
+    def summary(self, node: NodeId | None = None) -> dict[str, Any]:
+        """The cluster in figures, and each manifest with how it is held; with `here`, how much of it `node` holds."""
         care = self._care
         care.meet()
-        told = [self._manifest(entry) for entry in care.ledger.entries()]
+        entries = care.ledger.entries()
+        told = [self._manifest(entry) for entry in entries]
+        if node is not None:
+            for one, entry in zip(told, entries, strict=True):
+                one["here"] = care.agents.catalog.holding(node, entry.keys)
         catalog = care.agents.catalog
         figures = catalog.summary()
         return {

@@ -115,6 +115,10 @@ class Catalog:
         found[0], found[1] = nobody, len(there) - nobody - len(several)
         return {holders: shards for holders, shards in found.items() if shards}
 
+    def holding(self, node: NodeId, keys: Iterable[Packed]) -> int:
+        """How many of these packed keys the node holds."""
+        return sum(map(self._held.get(self._numbers.get(node, -1), {}).__contains__, keys))
+
     def nodes(self) -> list[NodeId]:
         """Those that ever held something and are not gone, by name."""
         return sorted(self._numbers)

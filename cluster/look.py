@@ -6,6 +6,7 @@ Runs in the process of whoever asks. Changes nothing, and starts no Ray of its o
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from crucible.config import Settings, settings_with
 from crucible.data_files import DataFiles, data_request
 from crucible.errors import ManifestError
 from crucible.reach import listens
+from crucible.workers.caring import manifest_ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,36 +50,45 @@ def nodes(address: str | None = None) -> list[dict[str, Any]]:
 
 
 def status(address: str | None = None) -> dict[str, Any]:
-    """This node's store and agent; and a cluster's jobs and figures, by `address`, RAY_ADDRESS or this node's agent."""
+    """This node's store and agent; and a cluster's jobs and figures, by `address`, RAY_ADDRESS or this node's agent.
+
+    Where the agent answers, it has counted the store already, and its coordinator the manifests that are too big to be
+    read for a table.
+    """
     from crucible.workers.serve import read_address, store_status
 
     settings = Settings.from_env()
     store = Store(settings.home)
     agent = read_address(store)
-    here: dict[str, Any] = store_status(store, manage.LOCAL, agent.url if agent and listens(agent.url) else "")
-    here["manifests"] = [
-        {
-            "repo": m.repo.repo_id,
-            "commit": m.repo.revision,
-            "config": m.config,
-            "split": m.split,
-            "rows": m.rows,
-            "shards": len(m.shards),
-            "shards_here": sum(store.has_shard(shard) for shard in m.shards),
-            "bytes": m.size,
-            "manifest": m.id,
-            "partial": m.partial,
-        }
-        for m in store.manifests()
-    ]
-    if (where := manage.running(address)) not in (None, "auto"):
+    url = agent.url if agent and listens(agent.url) else ""
+    where = manage.running(address)
+    told = manage.near("here") if url and where in (None, "auto") else None
+    here: dict[str, Any] = store_status(store, manage.LOCAL, url) if told is None else told
+    counted = {one["manifest"]: one for one in here["cluster"]["manifests"]} if told is not None else {}
+    here["manifests"] = []
+    for manifest_id in manifest_ids(store):
+        if manifest_id in counted and _is_big(store, manifest_id):
+            facts = counted[manifest_id]
+            here["manifests"].append({**{name: facts[name] for name in _FACTS}, "shards_here": facts["here"]})
+            continue
+        with suppress(ManifestError):
+            manifest = store.get_manifest(manifest_id)
+            facts = {name: value for name, value in Entry.of(manifest).facts().items() if name in _FACTS}
+            there = sum(store.has_shard(shard) for shard in manifest.shards)
+            here["manifests"].append({**facts, "shards_here": there})
+    if told is None and where is not None:
         with manage.Cluster(where) as ask:
             here["jobs"], here["cluster"] = ask.jobs(), ask("summary")
-    elif where is not None:
-        here["jobs"], here["cluster"] = manage.figures(where, "jobs"), manage.figures(where, "summary")
-    elif here["url"] and (told := manage.near("summary")) is not None:
-        here["jobs"], here["cluster"] = manage.near("jobs") or [], told
     return here
+
+
+_FACTS = ("repo", "commit", "config", "split", "rows", "shards", "bytes", "manifest", "partial")
+BIG_BYTES = 32 << 20
+"""A manifest of so much JSON has about a hundred thousand shards, and takes a second to read."""
+
+
+def _is_big(store: Store, manifest_id: str) -> bool:
+    return (store.home / "manifests" / f"{manifest_id}.json").stat().st_size > BIG_BYTES
 
 
 def locate(repo: str, config: str | None = None, **asked: Any) -> list[Located]:

@@ -41,7 +41,7 @@ ANSWER_TIMEOUT_S = 10.0
 DROP_TIMEOUT_S = 30.0
 """For a coordinator that may have to ask the Hub whether it still has something."""
 RETRY_S = 0.2
-FIGURES = ("summary", "nodes", "jobs", "locate")
+FIGURES = ("here", "summary", "nodes", "jobs", "locate")
 """What may be asked over HTTP: nothing that changes anything."""
 TOLD = f"{FOLDER}/told"
 """What the coordinator must not forget, should it come up on this node; see `cluster.journal`."""
@@ -210,7 +210,7 @@ class AgentCore(Caring, Keeping):
         if what == "room":  # not a question for the coordinator: a process of this node needs some
             return self._room(question)
         if what == "figures":
-            return _figures(str(question["what"]), list(question["arguments"]))
+            return self._figures(str(question["what"]), list(question["arguments"]))
         if what == "opening":
             request, endpoint = request_from_json(question["request"]), str(question["endpoint"])
         else:
@@ -222,17 +222,20 @@ class AgentCore(Caring, Keeping):
         except (ray.exceptions.RayError, CrucibleError):
             return None
 
-
-def _figures(what: str, arguments: list[Any]) -> dict[str, Any] | None:
-    """What the coordinator answers an admin who only looks; None when there is none. Raises KeyError for the rest."""
-    if what not in FIGURES:
-        raise KeyError(what)
-    try:
-        there = coordinator()
-        call = there.jobs.remote() if what == "jobs" else there.care.remote(what, *arguments)
-        return {"answer": ray.get(call, timeout=ANSWER_TIMEOUT_S)}
-    except (ray.exceptions.RayError, CrucibleError):
-        return None
+    def _figures(self, what: str, arguments: list[Any]) -> dict[str, Any] | None:
+        """What an admin who only looks is told; None when no coordinator answers. Raises KeyError for anything else."""
+        if what not in FIGURES:
+            raise KeyError(what)
+        try:
+            there = coordinator()
+            if what == "here":  # this node's line, and all that `crucible status` shows beside it
+                asked = [there.care.remote("summary", self._node), there.jobs.remote()]
+                cluster, jobs = ray.get(asked, timeout=ANSWER_TIMEOUT_S)
+                return {"answer": {**self.status(), "cluster": cluster, "jobs": jobs}}
+            call = there.jobs.remote() if what == "jobs" else there.care.remote(what, *arguments)
+            return {"answer": ray.get(call, timeout=ANSWER_TIMEOUT_S)}
+        except (ray.exceptions.RayError, CrucibleError):
+            return None
 
 
 class _Cluster(Alone):
