@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from crucible.cache.lease import disk_time
 from crucible.cache.store import Store
 from crucible.cluster.connect import cluster, import_ray
 from crucible.cluster.drive import LOCAL, LocalExecutor, cached_report, run_job
@@ -282,7 +283,7 @@ def _do_here(
     prepared: Prepared, settings: Settings, on_progress: Callable[[Progress], None], began: float, tally: Tally
 ) -> tuple[tuple[Manifest, ...], JobReport]:
     store, job = Store(settings.home), job_name(prepared.request)
-    executor = LocalExecutor(Workplace(store, settings, LOCAL, since=time.time()))
+    executor = LocalExecutor(Workplace(store, settings, LOCAL, since=disk_time(store.home)))
     try:
         manifests, report = run_job(
             job,

@@ -22,6 +22,7 @@ from typing import Any, Protocol
 from urllib.parse import quote
 
 from crucible.cache.disk import key_files, write_atomic
+from crucible.cache.lease import disk_time
 from crucible.cache.pins import Pins
 from crucible.cache.quota import NEVER, PEER_COST, SOURCE_COST, Held, choose
 from crucible.cache.store import Store
@@ -35,8 +36,6 @@ SOURCE_BAD_S = 5.0
 """How long it is believed, by who remembers it, that a source does not have what it had."""
 JOB_LIVES_S = 86_400.0
 """A job none of whose items was begun or found here for so long is over, whatever became of it."""
-JOB_RESTS_S = 6 * 3600.0
-"""A job of the same name that is heard of after so long a silence is begun anew: names go by what was asked for."""
 ROUNDS = 8
 """How often others are asked anew after they refused something."""
 
@@ -234,20 +233,24 @@ def _are_there(repo: RepoRef, files: Sequence[tuple[str, int]]) -> bool:
 
 
 def job_began(store: Store, job: str) -> float:
-    """When this node first did something for a job, in seconds since 1970; now, the first time it is asked.
+    """When this node first did something for a run of a job, as its disk counts seconds; now, when it never has.
 
-    <home>/jobs/<job> says so, and is touched each time. A job of the same name long after is another one. A disk that
-    cannot be written forgets it.
+    <home>/jobs/<job> says so, and is touched each time. A disk that cannot be written forgets it. Jobs that are over
+    are swept when a new one is noted.
     """
     path = store.home / "jobs" / quote(job, safe="").replace(".", "%2E")
     with suppress(OSError, ValueError):
-        if time.time() - path.stat().st_mtime < JOB_RESTS_S:
-            path.touch()
-            return float(path.read_text())
-    began = time.time() - 1.0  # a disk's clock may be a tick behind
+        began = float(path.read_text())
+        path.touch()
+        return began
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
+    began = disk_time(store.home)
+    with suppress(OSError):
         write_atomic(path, repr(began).encode())
+        for old, _, over in jobs_seen(store):
+            if over:
+                old.unlink(missing_ok=True)
     return began
 
 

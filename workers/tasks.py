@@ -6,6 +6,7 @@ token is this node's own (HF_TOKEN or the token file), else it is asked of the c
 
 from __future__ import annotations
 
+import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -71,13 +72,15 @@ class JobOptions:
     """Of whoever wants the shards: a node that would make others refuses."""
     pyarrow: tuple[str, ...] = ()
     """Versions that write the same bytes as the coordinator's; empty: nobody has looked."""
+    run: str = ""
+    """Names this run of the job: one of the same name, long before, made what may make room now."""
     epoch: Epoch | None = None
     """Of the coordinator that sends the task; a node that has heard of a later one refuses it."""
 
     @classmethod
     def of(cls, settings: Settings, *, keep_raw: bool = False, revision: str = "") -> JobOptions:
         shared = {name: getattr(settings, name) for name in _SHARED}
-        return cls(**shared, keep_raw=keep_raw, revision=revision)
+        return cls(**shared, keep_raw=keep_raw, revision=revision, run=secrets.token_hex(4))
 
     def check_here(self) -> None:
         """Raise VersionSkew on a node that would make other shards: Ray may put a task where nobody wanted it."""
@@ -187,7 +190,7 @@ def _run_item(
             spare=spare,
             keep_raw=options.keep_raw,
             made=reporter.made(item),
-            since=job_began(store, job),
+            since=job_began(store, f"{job} {options.run}"),
             promised=promised,
         )
         result = run_item(item, place)
