@@ -7,7 +7,7 @@ import re
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from crucible.errors import ClusterError, ClusterRefused, ClusterUnreachable, VersionSkew
@@ -65,6 +65,8 @@ class cluster:
             else:
                 where = _resolved(str(self._address))
                 check_listens(where)
+                if self._address == "auto":
+                    _use_own_token()
                 _check_admitted(where)
                 ray.init(address=self._address, namespace="crucible", **quiet)
         except (OSError, ValueError, RuntimeError, TimeoutError) as error:
@@ -109,6 +111,17 @@ def _resolved(address: str) -> str:
     from ray._private.services import canonicalize_bootstrap_address
 
     return canonicalize_bootstrap_address(address) or address
+
+
+def _use_own_token() -> None:
+    """What Ray itself does for a cluster that it finds on this machine: use the token that is here, unless
+    RAY_AUTH_MODE says otherwise. For an address it never does (2.60).
+    """
+    import_ray()
+    with suppress(ImportError):  # another Ray
+        from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
+
+        maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
 
 
 def _check_admitted(address: str) -> None:

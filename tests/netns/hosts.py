@@ -213,11 +213,11 @@ class Host:
         return found
 
     def listening(self) -> dict[str, list[str]]:
-        """process name -> the addresses that it accepts TCP connections on."""
+        """Name and id of a process -> the addresses that it accepts TCP connections on."""
         found: dict[str, list[str]] = {}
         for line in self.run("ss", "-Hltnp").splitlines():
-            address, owner = line.split()[3], line.partition('(("')[2].partition('"')[0]
-            found.setdefault(owner, []).append(address)
+            address, (name, rest) = line.split()[3], line.partition('(("')[2].split('",', 1)
+            found.setdefault(f"{name} {rest.partition(',')[0]}", []).append(address)
         return found
 
     def off(self) -> None:

@@ -40,6 +40,14 @@ def test_who_has_not_the_clusters_token_is_told_so_in_one_line(
     assert fleet.token not in err
 
 
+def test_the_cluster_of_this_host_is_joined_with_the_token_that_is_here(fleet: Fleet) -> None:
+    code = (
+        "from crucible.cluster.connect import cluster, import_ray\n"
+        "with cluster('auto'):\n    print(sum(node['Alive'] for node in import_ray().nodes()))\n"
+    )
+    assert fleet.head.python(code, RAY_AUTH_MODE=None).output() == "3\n"
+
+
 def test_the_token_is_in_no_command_line_and_no_log(fleet: Fleet) -> None:
     beta = fleet.network["beta"]
     assert beta.crucible("nodes", "--address", fleet.address).output().count("http://") == 3
