@@ -57,7 +57,8 @@ class Settings:
     """Bytes of one file that becomes a value of a row, such as an image of a folder or of an archive, and of a metadata
     file. It is held in memory; a bigger one is an error (CRUCIBLE_ROW_BYTES)."""
     unpacked_bytes: int = 64 << 30
-    """What one archive may unpack to; more is an error (CRUCIBLE_UNPACKED_BYTES)."""
+    """What one archive may unpack to, and the rows of a file that is a thousandth of them; more is an error
+    (CRUCIBLE_UNPACKED_BYTES)."""
     inflight_bytes: int = 4 << 30
     """Source bytes that may be in flight in the whole cluster at once: what the coordinator dispatches against."""
     tries: int = 5

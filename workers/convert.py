@@ -65,11 +65,14 @@ def convert(
         return read_file(path, name, options, threads if path.stat().st_size >= SHARED_BYTES else 1, limits)
 
     names = [file.path for file in item.files]
+    bounds, made, source = limits or Limits(), 0, sum(path.stat().st_size for path in paths)
     with Drafts(folder, beside=threads > 1 and item.size >= SHARED_BYTES) as drafts:
         making = _Making(item, drafts, item_shard_rows(paths, item.options, item.shard_bytes))
         for name, batch in read_item(names, paths, item.options, folder, limits, read):
             for piece in making.pieces(batch):
                 making.add(name, piece)
+                made += piece.nbytes
+                bounds.check_made(name, made, source)
                 if making.full:
                     making.finish()
                     yield from drafts.flushed()

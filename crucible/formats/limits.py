@@ -9,6 +9,10 @@ from crucible.errors import CorruptFile
 MOST_BYTES = (1 << 31) - 1
 """Bytes that one value of a shard can have: Arrow's offsets are 32 bits."""
 
+MOST_GROWTH = 1000
+"""Bytes of rows for a byte of a file, beyond what an archive may unpack to anyway. Text gives 20, sparse tables 100; a
+column that repeats one long value has no bound in parquet, and a page of zeros gives 10,000 in zstd."""
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -18,7 +22,8 @@ class Limits:
     """Bytes of one file that becomes a value, of all the files of one row, and of a line of JSON or text, a field of
     CSV or an item of a JSON array. Such a row is held in memory, a long text up to ten times over when parsed."""
     unpacked_bytes: int = 64 << 30
-    """What the files inside one archive may come to. Real archives of data stay far below, bombs do not."""
+    """What the files inside one archive may come to, and the rows of any file (`MOST_GROWTH`). Real ones stay far
+    below, bombs do not."""
 
     def __post_init__(self) -> None:
         if self.row_bytes < 1 or self.unpacked_bytes < 1:
@@ -32,6 +37,17 @@ class Limits:
                 name,
                 where,
                 f"{size:,} bytes in one row, at most {min(self.row_bytes, MOST_BYTES):,} are allowed; {advice}",
+            )
+
+    def check_made(self, name: str, size: int, source: int) -> None:
+        """Raise CorruptFile if `source` bytes of files have become rows of more than any data would."""
+        most = max(self.unpacked_bytes, MOST_GROWTH * source)
+        if size > most:
+            raise CorruptFile(
+                name,
+                "",
+                f"{source:,} bytes become rows of more than {most:,}; "
+                "if that is right, set CRUCIBLE_UNPACKED_BYTES higher",
             )
 
     def check_unpacked(self, name: str, size: int) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 SIZE = 384 << 20
@@ -75,7 +76,7 @@ def packed_text() -> bytes:
 def bombs(tmp_path: Path) -> Path:
     """A folder of repos, each of which is one."""
     root = tmp_path / "repos"
-    for name in ("warm", "gz", "xz", "bz2", "zst", "lz4", "zip", "csv", "text", "png", "png-text", "json"):
+    for name in ("warm", "gz", "xz", "bz2", "zst", "lz4", "zip", "csv", "text", "png", "png-text", "json", "parquet"):
         (root / name).mkdir(parents=True)
     (root / "warm" / "train.jsonl").write_bytes(b'{"a": 1}\n')
     with gzip.open(root / "gz" / "train.jsonl.gz", "wb", compresslevel=1) as file:
@@ -92,6 +93,10 @@ def bombs(tmp_path: Path) -> Path:
     archive = zipfile.ZipFile(root / "zip" / "train.zip", "w", zipfile.ZIP_DEFLATED, compresslevel=1)
     with archive, archive.open("train.jsonl", "w") as member:
         in_pieces(member.write)
+    pq.write_table(
+        pa.table({"a": pa.array(["x" * (1 << 20)] * (SIZE >> 20)).dictionary_encode()}),
+        root / "parquet" / "train.parquet",
+    )
     png(root / "png", 60_000, 60_000)
     png(root / "png-text", 1, 1, packed_text())
     (root / "json" / "train.jsonl").write_bytes(b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}\n")
@@ -104,7 +109,7 @@ def test_none_takes_more_memory_than_there_is_and_each_is_a_typed_error(bombs: P
         "PATH": "/usr/bin:/bin",
         "HOME": str(tmp_path),
         "CRUCIBLE_ROW_BYTES": "4MiB",
-        "CRUCIBLE_UNPACKED_BYTES": "64MiB",
+        "CRUCIBLE_UNPACKED_BYTES": "64MiB",  # of 384
         "ARROW_DEFAULT_MEMORY_POOL": "system",  # mimalloc takes address space ahead, which counts
         "MALLOC_ARENA_MAX": "2",
     }
