@@ -19,7 +19,7 @@ from crucible.cluster.hands import RayHands
 from crucible.cluster.known import Known, Notes
 from crucible.cluster.ledger import EVERYTHING, Choice
 from crucible.cluster.operation import Job, Operation, Recipe, flow, perform
-from crucible.cluster.promises import Promises
+from crucible.cluster.promises import KEPT_S, Promises
 from crucible.cluster.upkeep import Plan
 from crucible.config import Settings
 from crucible.errors import ClusterError, CrucibleError, UsageError
@@ -39,7 +39,8 @@ REMEMBERED = 32
 
 
 class Care(Known):
-    """One cluster's upkeep. `cluster` is Ray's name for it, `store` this node's.
+    """One cluster's upkeep. `cluster` is Ray's name for it, `store` this node's; `first` says that no coordinator was
+    before this one, which could have promised something.
 
     Concurrency: any method from any thread.
     """
@@ -52,12 +53,14 @@ class Care(Known):
         cluster: str,
         settings: Settings,
         hands: RayHands | None = None,
+        *,
+        first: bool = True,
     ) -> None:
         super().__init__(store, agents, notes, cluster, settings, hands)
         self._working = threading.Lock()
         """Held by the operation that is at work: one at a time."""
         self._operations: dict[str, Operation] = {}
-        self._promises = Promises()
+        self._promises = Promises() if first else Promises(time.monotonic() + KEPT_S)
         self._seen: set[NodeId] | None = None
         self._lost_at: float | None = None
         """`time.monotonic()` when a node was lost for which nothing was done yet."""

@@ -33,7 +33,7 @@ from crucible.cluster.prepare import Prepared
 from crucible.cluster.readers import Answer
 from crucible.cluster.remembering import Memory
 from crucible.cluster.running import Runner
-from crucible.cluster.turns import Turn, take_epoch
+from crucible.cluster.turns import Turn, is_first, take_epoch
 from crucible.config import node_settings
 from crucible.errors import ClusterError, CrucibleError, DiskFull, StaleCoordinator
 from crucible.failpoints import reach
@@ -86,7 +86,7 @@ class CoordinatorCore:
         self._jobs = Jobs()
         self._memory = Memory(self._logbook, self._agents, self._jobs, embedded=embedded)
         orders = Orders(self._logbook, self._memory.tell)
-        self._care = Care(self._store, self._agents, orders, epoch.cluster, node_settings())
+        self._care = Care(self._store, self._agents, orders, epoch.cluster, node_settings(), first=is_first(epoch))
         self._admin = Admin(self._care)
         self._memory.runner = Runner(self._store, self._agents, self._memory.note, self._care)
         threading.Thread(target=self._watch, name="watch", daemon=True).start()

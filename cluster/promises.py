@@ -6,6 +6,7 @@ by then it is gone, or its node has asked again.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection
 from collections.abc import Set as AbstractSet
 
@@ -21,7 +22,10 @@ class Promises:
     Concurrency: none; its owner guards it, together with what it is told of the holders.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, unsure_until: float = -math.inf) -> None:
+        """Until then a coordinator before this one may have promised what nobody here knows of: so nobody else's copy
+        counts, and only what its source has may go."""
+        self._unsure_until = unsure_until
         self._given: dict[str, dict[NodeId, float]] = {}
         """key -> node -> until when its copy does not count."""
         self._next_sweep = 0.0
@@ -43,7 +47,7 @@ class Promises:
         for key in keys:
             given = self._given.get(key, {})
             others = {one for one in holders(key) & staying if given.get(one, now) <= now} - {node}
-            if others or again(key):
+            if (others and now >= self._unsure_until) or again(key):
                 allowed.append(key)
         return allowed
 

@@ -35,8 +35,17 @@ def take_epoch(least: int) -> Epoch:
 
 def newest_epoch() -> int:
     """The latest number that was given out in this cluster; 0 when none was."""
+    return max(_given(), default=0)
+
+
+def is_first(epoch: Epoch) -> bool:
+    """True if no number was given out in this cluster before that of `epoch`."""
+    return min(_given(), default=epoch.number) == epoch.number
+
+
+def _given() -> list[int]:
     keys = internal_kv._internal_kv_list(PREFIX, namespace=KV) or []
-    return max((int(key.removeprefix(PREFIX)) for key in keys), default=0)
+    return [int(key.removeprefix(PREFIX)) for key in keys]
 
 
 def _key(number: int) -> bytes:

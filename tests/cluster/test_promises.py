@@ -68,3 +68,11 @@ def test_a_node_that_goes_does_not_vouch_and_old_promises_are_forgotten() -> Non
     assert promises.could(NODES[1], ["x"], holders.__getitem__, set(NODES), never, KEPT_S) == ["x"], "it was not used"
     promises.give(NODES[2], ["y"], 2 * KEPT_S)
     assert len(promises) == 1
+
+
+def test_one_that_does_not_know_what_was_promised_before_lets_go_only_what_its_source_has() -> None:
+    held = {"x": set(NODES), "y": set(NODES)}
+    promises = Promises(unsure_until=KEPT_S)
+    for now, allowed in ((0.0, ["y"]), (KEPT_S - 1, ["y"]), (KEPT_S, ["x", "y"])):
+        found = promises.could(NODES[0], KEYS, held.__getitem__, set(NODES), {"y"}.__contains__, now)
+        assert found == allowed
