@@ -36,7 +36,7 @@ from urllib.parse import quote, unquote
 from filelock import FileLock, Timeout
 
 from crucible.cache.blobs import BlobFolder
-from crucible.cache.disk import LOCK_WAIT_S, disk_of, fsync_folder, key_files, sweep_workspaces, write_atomic
+from crucible.cache.disk import LOCK_WAIT_S, fsync_folder, key_files, sweep_workspaces, write_atomic
 from crucible.cache.disk import disk_errors as disk_errors
 from crucible.cache.disk import is_key as is_key
 from crucible.cache.holds import Holds, LeaseBook, holds_of
@@ -316,10 +316,6 @@ class Store:
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-
-    def free_bytes(self) -> int:
-        """Bytes this process may still write on the store's disk."""
-        return shutil.disk_usage(disk_of(self.home)).free
 
     def _stamp(self) -> None:
         if not (self.home / "VERSION").exists():
