@@ -34,9 +34,9 @@ from crucible.cluster.track import (
     ItemFailed,
     JobState,
     NodesChanged,
-    Proceed,
     RunItem,
     Started,
+    Together,
     Wished,
     apply,
 )
@@ -137,8 +137,9 @@ def run_job(
 
     Items with files bigger than `part_bytes` have a spare node. `prefer` names a node that has an item done already.
     `observe` gets the progress about once a second; `arrived` says how many source bytes came so far, `waiting` how
-    long the Hub wants to be left alone, for the countdown. `slots` items are given to a node at a time; replicas are spread over `racks`. `wishes` gives
-    what readers asked for since it was called last, as indexes of `job_items`; `done` is told of every item's end.
+    long the Hub wants to be left alone, for the countdown. `slots` items are given to a node at a time; replicas are
+    spread over `racks`. `wishes` gives what readers asked for since it was called last, as indexes of `job_items`;
+    `done` is told of every item's end.
     """
     began = time.monotonic() - offset_s
     items = job_items(prepared)
@@ -185,12 +186,7 @@ def run_job(
         nodes = executor.nodes()
         if nodes.keys() != state.nodes.keys():
             events.append(NodesChanged(nodes))
-        if state.more:
-            events.append(Proceed())
-        commands = []
-        for event in events:
-            state, more = apply(state, event)
-            commands += more
+        state, commands = apply(state, Together(events))
         phase = "items" if state.phase == "new" else state.phase
         progress = Progress(job, phase, len(state.done), len(items), min(total, arrived()), total, state.retries)
         observe(with_waiting(progress, waiting()))

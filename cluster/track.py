@@ -93,7 +93,14 @@ class Proceed:
     """Nothing happened: go on with what one step had no room for."""
 
 
-Event = Started | ItemDone | ItemFailed | CopyDone | CopyFailed | NodesChanged | Wished | Proceed
+@dataclass(frozen=True, slots=True)
+class Together:
+    """All that happened since the last step, in that order. What to do is then decided once."""
+
+    events: Sequence[Event]
+
+
+Event = Started | ItemDone | ItemFailed | CopyDone | CopyFailed | NodesChanged | Wished | Proceed | Together
 
 # --- commands
 
@@ -177,10 +184,16 @@ def apply(state: JobState, event: Event) -> tuple[JobState, list[Command]]:
     """Fold one event into the state. Events of a finished job change nothing, nor what is told of an item twice."""
     if state.phase in ("finished", "failed"):
         return state, []
+    for one in event.events if isinstance(event, Together) else (event,):
+        _fold(state, one)
+    return state, _next(state)
+
+
+def _fold(state: JobState, event: Event) -> None:
     match event:
         case ItemDone(result):
             if (node := _landed(state, result.index)) is None:
-                return state, []
+                return
             if result.shards and result.node not in state.nodes:
                 # it is gone, or one that is not of this job, whose end nobody would tell us
                 state.waiting.add(result.index, _heir(state, result.index, node))
@@ -193,7 +206,7 @@ def apply(state: JobState, event: Event) -> tuple[JobState, list[Command]]:
         case ItemFailed(index, node, error, passing):
             heir = state.spares.get(index)
             if _landed(state, index) is None:
-                return state, []
+                return
             _failed(state, index, node, error, passing, heir)
         case CopyDone(key, node):
             for copy in state.copying.ended(key, node):
@@ -210,9 +223,8 @@ def apply(state: JobState, event: Event) -> tuple[JobState, list[Command]]:
         case Wished(indexes):
             for place, index in enumerate(indexes):
                 state.waiting.wish(index, place)
-        case Proceed():
+        case Proceed() | Together():
             pass
-    return state, _next(state)
 
 
 def _started(state: JobState) -> None:

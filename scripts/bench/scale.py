@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from crucible.cluster.catalog import Catalog
 from crucible.cluster.plan import plan_items
 from crucible.cluster.resolve import choose, resolve
-from crucible.cluster.track import Event, ItemDone, JobState, NodesChanged, Proceed, RunItem, Started, apply
+from crucible.cluster.track import Event, ItemDone, JobState, NodesChanged, Proceed, RunItem, Started, Together, apply
 from crucible.refs import NodeId, RepoRef, ShardInfo, SourceFile
 from crucible.report import Counts, ItemResult
 
@@ -107,10 +107,7 @@ def measure(count: int, node_count: int) -> list[dict[str, object]]:
     while under_way:
         events: list[Event] = [done(under_way.popleft()) for _ in range(min(BATCH, len(under_way)))]
         began = time.process_time()
-        commands = []
-        for event in events:
-            state, more = apply(state, event)
-            commands += more
+        state, commands = apply(state, Together(events))
         ended = time.process_time()
         for event in events:
             if isinstance(event, ItemDone):

@@ -92,10 +92,10 @@ class Watch:
         if isinstance(event, NodesChanged) and self._careful:
             self._homes, self._before = list(state.homes), frozenset(state.nodes)
 
-    def after(self, event: Event, commands: Sequence[Command]) -> None:
+    def after(self, events: Sequence[Event], commands: Sequence[Command]) -> None:
         world, state = self._world, self._world.state
         if len(commands) > STEP + 1:
-            raise Broken("storm", f"{len(commands)} commands for one event")
+            raise Broken("storm", f"{len(commands)} commands in one step")
         self.most_commands = max(self.most_commands, len(commands))
         starts = 0
         for command in commands:
@@ -122,8 +122,8 @@ class Watch:
         for command in commands:
             world.trace.append(f"{world.now:10.3f}      -> {_short(command)}")
         self._accounts(starts)
-        if isinstance(event, NodesChanged):
-            self._nothing_else_moved()
+        if any(isinstance(one, NodesChanged) for one in events):
+            self._nothing_else_moved({one.index for one in events if isinstance(one, ItemFailed)})
 
     def _rightly(self) -> None:
         state = self._world.state
@@ -156,11 +156,11 @@ class Watch:
         if starts == 0 and room and first_try and not state.inflight and not state.running and state.error is None:
             raise Broken("work", "items wait, nothing runs, and nothing was started")
 
-    def _nothing_else_moved(self) -> None:
+    def _nothing_else_moved(self, failed: set[int]) -> None:
         state = self._world.state
         for index in state.waiting:
             was, now = self._homes[index], state.homes[index]
-            if was != now and was in state.nodes and index not in self._done:
+            if was != now and was in state.nodes and index not in self._done | failed:
                 raise Broken("placement", f"item {index} waits for {now} and waited for {was}, which is still there")
             self.moved += was != now
 

@@ -13,7 +13,7 @@ from unittest.mock import patch
 from crucible.cluster import track
 from crucible.cluster.copying import Copying
 from crucible.cluster.results import Results
-from crucible.cluster.track import Command, CopyFailed, Event, ItemFailed, JobState, NodesChanged, RunItem
+from crucible.cluster.track import Command, CopyFailed, Event, ItemFailed, JobState, NodesChanged, RunItem, Together
 
 
 def _forgets(*_: Any) -> tuple[list[int], list[int]]:
@@ -27,13 +27,14 @@ _apply = track.apply
 def _doubles(state: JobState, event: Event) -> tuple[JobState, list[Command]]:
     """An item whose node is said to be gone is started on its spare while the first try may still run."""
     early: Sequence[RunItem] = ()
-    if isinstance(event, NodesChanged):
-        gone = state.nodes.keys() - event.nodes.keys()
-        early = [
-            RunItem(state.items[index], spare)
-            for index, spare in state.spares.items()
-            if state.running[index] in gone and spare in event.nodes
-        ]
+    for one in event.events if isinstance(event, Together) else (event,):
+        if isinstance(one, NodesChanged):
+            gone = state.nodes.keys() - one.nodes.keys()
+            early = [
+                RunItem(state.items[index], spare)
+                for index, spare in state.spares.items()
+                if state.running[index] in gone and spare in one.nodes
+            ]
     state, commands = _apply(state, event)
     return state, [*early, *commands]
 
@@ -41,12 +42,10 @@ def _doubles(state: JobState, event: Event) -> tuple[JobState, list[Command]]:
 def _leaks(state: JobState, event: Event) -> tuple[JobState, list[Command]]:
     """What fails stays in the account of bytes in flight."""
     before = state.inflight
-    if isinstance(event, (ItemFailed, CopyFailed)):
-        state, commands = _apply(state, event)
-        if state.inflight < before:
-            state.inflight = before
-        return state, commands
-    return _apply(state, event)
+    state, commands = _apply(state, event)
+    if isinstance(event, (ItemFailed, CopyFailed)) and state.inflight < before:
+        state.inflight = before
+    return state, commands
 
 
 def _neglects(*_: Any) -> None:

@@ -54,6 +54,8 @@ class Scenario:
     """How often a reader says what it needs next."""
     notice_s: float = 5.0
     """Up to so long after a death Ray says so."""
+    loop_s: float = 0.0
+    """How long the coordinator is busy with other things before it looks at what happened; 0: it hears each at once."""
     later_deaths: int = 0
     """Nodes lost one after the other when the job is over, each repaired."""
 
@@ -92,6 +94,7 @@ def drawn(seed: int) -> Scenario:
         restarts=tuple(sorted(chance.uniform(0, span) for _ in range(some(2)))),
         wishes=some(6),
         notice_s=chance.choice((0.1, 2.0, 20.0)),
+        loop_s=chance.choice((0.0, 0.0, 0.05, 1.0)),
         later_deaths=some(3),
     )
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from heapq import heappop, heappush
 
 from crucible.cluster import track
@@ -31,6 +31,7 @@ from crucible.cluster.track import (
     Proceed,
     RunItem,
     Started,
+    Together,
     Wished,
 )
 from crucible.errors import CrucibleError, SourceUnavailable
@@ -90,6 +91,8 @@ class World:
         """What is in the catalog of items: key -> bytes."""
         self._flights: dict[str, list[Callable[[], None]]] = {}
         self._life, self._up = 0, True
+        self._inbox: list[Event] = []
+        """What happened since the mind listened."""
         self.watch = Watch(self, careful=careful)
         self.state = self._fresh({})
         self._plan_luck()
@@ -160,6 +163,7 @@ class World:
         self._say("the coordinator is killed")
         self.restarts += 1
         self._life += 1
+        self._inbox.clear()
         self._up = False
         self._flights.clear()
         self.watch.forget()
@@ -207,20 +211,34 @@ class World:
     # --- the coordinator
 
     def tell(self, event: Event) -> None:
-        """Fold an event into the mind, and perform what it commands."""
-        while True:
+        """Let the mind know of an event, now or with what else happens until it listens."""
+        if not self.scenario.loop_s:
+            self._fold(event, (event,))
+        else:
+            self._inbox.append(event)
+            if len(self._inbox) == 1:
+                self._after(self.scenario.loop_s, self._mine(self._listen))
+
+    def _listen(self) -> None:
+        events, self._inbox = self._inbox, []
+        self._fold(Together(events), events)
+
+    def _fold(self, event: Event, events: Sequence[Event]) -> None:
+        """Fold into the mind what happened, and perform what it commands."""
+        for one in events:
+            self.watch.before(one)
+        while self.ended_at is None:
             self.events += 1
-            self.watch.before(event)
             began = time.process_time()
             self.state, commands = track.apply(self.state, event)
             self.cpu_s += time.process_time() - began
             self.commands += len(commands)
-            self.watch.after(event, commands)
+            self.watch.after(events, commands)
             for command in commands:
                 self._perform(command)
             if not self.state.more:
                 return
-            event = Proceed()
+            event, events = Proceed(), ()
 
     def _perform(self, command: Command) -> None:
         match command:
