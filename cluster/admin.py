@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from crucible.cluster.care import Care
-from crucible.cluster.ledger import Choice, Entry, held
+from crucible.cluster.ledger import Choice, Entry, Held, held
 from crucible.errors import UsageError
 from crucible.refs import NodeId
 
@@ -25,6 +25,7 @@ class Admin:
 
     def __init__(self, care: Care) -> None:
         self._care = care
+        self._counted: dict[str, tuple[tuple[int, int, int], Held]] = {}
 
     def do(self, what: str, *arguments: Any, **named: Any) -> Any:
         """Call a method of this, or of the upkeep. Raises UsageError for what neither has."""
@@ -129,7 +130,12 @@ class Admin:
     def _manifest(self, entry: Entry) -> dict[str, Any]:
         care = self._care
         replicas = care.ledger.replicas(entry.manifest)
-        found = held(entry, replicas, len(care.agents.handles()), care.agents.catalog.counts)
+        stamp = (care.agents.catalog.changes, replicas, len(care.agents.handles()))
+        known = self._counted.get(entry.manifest)
+        if known is None or known[0] != stamp:
+            # half a second for a million shards: not again while nothing changes
+            known = self._counted[entry.manifest] = stamp, held(entry, *stamp[1:], care.agents.catalog.counts)
+        found = known[1]
         return {
             **entry.facts(),
             "replicas": replicas,

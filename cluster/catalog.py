@@ -59,9 +59,12 @@ class Catalog:
         """node -> key -> bytes, 0 where nobody said."""
         self._bytes: dict[int, int] = {}
         self._copies: dict[int, int] = {}
+        self.changes = 0
+        """Counts up whenever something may have changed: what was counted before is right while it stays."""
 
     def add(self, node: NodeId, keys: Iterable[str], sizes: Iterable[int] | None = None) -> None:
         """The node holds these too; `sizes` are their bytes, in the order of the keys."""
+        self.changes += 1
         number = self._numbers.get(node)
         if number is None:
             number = self._numbers[node] = len(self._names)
@@ -168,6 +171,7 @@ class Catalog:
         self._count(len(now), 1)
 
     def _remove(self, number: int, gone: Iterable[Packed]) -> None:
+        self.changes += 1
         held = self._held.get(number, {})
         for packed in gone:
             self._bytes[number] -= held.pop(packed)

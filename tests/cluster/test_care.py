@@ -186,6 +186,10 @@ def test_figures_of_a_big_cluster_look_at_each_shard_once_and_a_page_only_at_its
     assert (counted, looked) == (3000, 0)
     assert [line["shards"] for line in admin.do("nodes")] == [60] * 50
     assert (counted, looked) == (3000, 0), "nodes are counted as shards come and go"
+    assert admin.do("summary") == told
+    assert counted == 3000, "not again while nothing changes"
+    agents.catalog.add(NodeId("0000"), [manifest.shards[1].key])
+    assert admin.do("summary")["manifests"][0]["copies"] == 3001
     page = admin.do("locate", [manifest.id], 2990, 20)
     assert [shard["shard"] for shard in page["shards"]] == list(range(2990, 3000))
     assert looked == 10
