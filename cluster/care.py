@@ -140,6 +140,7 @@ class Care(Known):
 
     def _repair_by_itself(self) -> None:
         """Make up for what was lost of the jobs of this cluster. What an earlier one had is left to whoever asks."""
+        self.learn()  # what somebody has taken out of all stores meanwhile was not lost
         with self._lock:
             orders = dict(self.ledger.orders)
         ids = [key for key, order in orders.items() if order.cluster == self._cluster and order.replicas]

@@ -32,6 +32,8 @@ WAIT_S = 60
 SHARED = 2
 NOWHERE = "http://127.0.0.1:9"
 """The Hub of a shared node's own environment: a job brings its own, and what asks this one is a bug that shows."""
+PAIR = {"HF_ENDPOINT": NOWHERE, "CRUCIBLE_REPAIR_AFTER": "off"}
+"""In the environment of the shared nodes. What one test loses, none is to see coming back minutes later."""
 STAYS = ("VERSION", "agent.json", "secret")
 """What the daemons of a node have in its store; the rest is data."""
 NOTICE = {"RAY_health_check_initial_delay_ms": "500", "RAY_health_check_period_ms": "500"}
@@ -216,7 +218,7 @@ def _not_after_others(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
     """The two nodes that all tests share."""
-    with ray_nodes(tmp_path_factory.mktemp("pair"), SHARED, {"HF_ENDPOINT": NOWHERE}) as nodes:
+    with ray_nodes(tmp_path_factory.mktemp("pair"), SHARED, PAIR) as nodes:
         yield nodes
 
 
