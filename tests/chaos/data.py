@@ -31,6 +31,8 @@ class Truth:
     """The manifest's id."""
     shards: dict[str, str]
     """Shard key -> digest."""
+    items: dict[str, tuple[int, int]]
+    """Shard key -> number and source bytes of the work item that makes it."""
     source_bytes: int
     largest_file: int
 
@@ -88,4 +90,5 @@ def truth_of(repo: str, story: Story, files: dict[str, bytes | Path], home: Path
     (manifest,) = Store(home).manifests()
     sizes = [Path(str(path)).stat().st_size for path in files.values()]
     shards = {shard.key: shard.digest for shard in manifest.shards}
-    return Truth(tuple(texts), tuple(order), manifest.id, shards, sum(sizes), max(sizes))
+    items = {shard.key: (shard.item, manifest.items[shard.item].size) for shard in manifest.shards}
+    return Truth(tuple(texts), tuple(order), manifest.id, shards, items, sum(sizes), max(sizes))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import shutil
 import time
-from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ from crucible.hub.server import RequestRecord
 from crucible.workers.scrub import scrub
 from tests.chaos.asking import Job, care, undrain
 from tests.chaos.data import Truth, repo_files, truth_of
-from tests.chaos.schedule import AT_THE_START, Story, Strike
+from tests.chaos.schedule import AT_THE_START, SLOTS, Story, Strike
 from tests.chaos.stage import PART, STREAMS, Stage, fault_of
 from tests.chaos.training import Received, Run, Training
 from tests.hubserver.faults import Fault
@@ -237,15 +236,20 @@ class Player:
             "governor": "ray::Governor",
         }
         if what in titles:
-            # whatever node it runs on, where the one that was meant has none
-            found = stage.processes(strike.node, titles[what]) or stage.anywhere(titles[what])
+            found = stage.processes(strike.node, titles[what])
+            if not found and what != "agent":  # on whatever node it runs
+                found = stage.anywhere(titles[what])
             if not found:
                 return False
             if verb == "kill":
                 found[0].kill()
             else:
                 stage.stop(found[0], strike.seconds)
-            self._toll += truth.largest_file if what != "agent" else self._agent_toll()
+            self._toll += truth.largest_file + (self._remade(strike.node) if what == "agent" else 0)
+            if self._story.early and what in ("agent", "coordinator"):
+                self._toll += (
+                    SLOTS * truth.source_bytes
+                )  # a rank that starts now hears of no job, and brings all itself
             return True
         match strike.kind:
             case "kill-node":
@@ -284,8 +288,9 @@ class Player:
         stage = self._stage
         if strike.node not in stage.up():
             return False
-        # all that it has is made again at most once, and what it was at is begun anew
-        self._toll += self._held(strike.node) + 3 * self.played.truth.largest_file
+        # what it alone has is made again, by the cluster and by readers that do not wait; what it was at is begun anew
+        lost = self._only_on(strike.node) + self._remade(strike.node)
+        self._toll += lost + 3 * self.played.truth.largest_file
         stage.kill_node(strike.node)
         self._training.kill_on(strike.node)
         if strike.what == "lost":
@@ -317,17 +322,17 @@ class Player:
         stage.later(strike.seconds, mend)
         return True
 
-    def _agent_toll(self) -> int:
-        """While an agent is gone, readers on the other nodes may make what only its node has."""
-        return self.played.truth.source_bytes if self._training.runs else 0
+    def _only_on(self, slot: int) -> int:
+        """Source bytes of the items of which a node holds a shard that no other one does."""
+        held = [{key for key, _ in Store(home).shards()} for home in self._stage.homes]
+        elsewhere = set().union(*(keys for number, keys in enumerate(held) if number != slot))
+        items = self.played.truth.items
+        return sum(dict(items[key] for key in held[slot] - elsewhere if key in items).values())
 
-    def _held(self, slot: int) -> int:
-        """Source bytes of the items that a node has done, at most."""
-        shards = {key for key, _ in Store(self._stage.homes[slot]).shards()}
-        truth = self.played.truth
-        share = len(shards & truth.shards.keys()) / max(1, len(truth.shards))
-        readers = max(1, len(self._training.runs) and max(self._story.worlds))
-        return int(share * truth.source_bytes) * readers + 2 * truth.largest_file * readers
+    def _remade(self, slot: int) -> int:
+        """What it may cost that nobody can reach a node: a reader on another one makes what it needs by itself."""
+        reading = SLOTS - 1 if self._training.runs else 0
+        return reading * self._only_on(slot)
 
     def _flip(self) -> None:
         """Nobody has a shard open: change bytes on disks."""
@@ -356,9 +361,11 @@ class Player:
         played.problems += self._failures()
         self._note(f"died at failpoints: {', '.join(self._stage.reached()) or 'none'}")
         played.log, played.paid = list(hub.log), file_bytes(hub)
+        lost = sum(strike.what == "lost" for strike in played.struck)
         played.allowed = (
             played.truth.source_bytes
-            + self._toll
+            # whatever happened, no node has a use for more than all of it, once for each disk that it had
+            + min(self._toll, (SLOTS + lost) * played.truth.source_bytes)
             + self._spoilt * (played.truth.largest_file + STREAMS * PART)
             + self._early_footers()
         )
@@ -367,13 +374,10 @@ class Player:
         shutil.rmtree(self._folder / "calm", ignore_errors=True)
 
     def _early_footers(self) -> int:
-        """Who reads early reads the ends of parquet files first; each start of a coordinator or rank may."""
-        asking = (
-            len(self._training.runs) * max(self._story.worlds)
-            + Counter(s.kind for s in self.played.struck)["kill-coordinator"]
-        )
+        """The ends of parquet files, which come first: once a job, once a node, and once more after each restart."""
+        deaths = sum(strike.kind in ("kill-coordinator", "failpoint") for strike in self.played.struck)
         tails = self._story.files * (64 << 10)
-        return (1 + asking) * tails if self._story.form == "parquet" else 0
+        return (1 + SLOTS + deaths) * tails if self._story.form == "parquet" else 0
 
     def _failures(self) -> list[str]:
         """Ranks that ended with an error, but for those that a broken disk gave it to."""
