@@ -17,9 +17,11 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+from click.testing import CliRunner
 
 import crucible
 from crucible.cache.store import Store
+from crucible.cli.app import cli
 from crucible.config import Settings
 from crucible.session import rotate_secret
 from crucible.workers.fetch import NodeShards
@@ -113,7 +115,11 @@ def test_readers_go_on_while_the_secret_changes_and_nobody_sees_it(
     for home in nodes.homes:
         assert known(home).text == words[-1]
         assert [status(home, word) for word in words] == [200] * len(words), "the old ones are good for two minutes"
-    rotate_secret(nodes.address, overlap_s=0)
+    asked = ["rotate-secret", "--address", nodes.address, "--overlap", "0", "--json"]
+    refused = CliRunner().invoke(cli, asked, input="n\n")
+    assert (refused.exit_code, known(nodes.homes[0]).text) == (1, words[-1])
+    done = CliRunner().invoke(cli, [*asked, "-y"])
+    assert (done.exit_code, json.loads(done.stdout)["missed"]) == (0, {}), done.output
     words.append(known(nodes.homes[1]).text)
     for home in nodes.homes:
         assert [status(home, word) for word in words] == [401] * (len(words) - 1) + [200]

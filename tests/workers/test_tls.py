@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import ssl
 from collections.abc import Callable, Iterator
@@ -11,8 +12,10 @@ from pathlib import Path
 
 import httpx
 import pytest
+from click.testing import CliRunner
 
 from crucible.cache.store import Store
+from crucible.cli.app import cli
 from crucible.config import Settings
 from crucible.data_files import data_request
 from crucible.errors import SourceUnavailable, StoreError, UsageError
@@ -221,6 +224,17 @@ class TestAgreement:
         (tmp_path / "made" / "node.key").chmod(0o644)
         with pytest.raises(StoreError, match=r"node\.key: has mode 0644"):
             server_context(tmp_path / "made", HOST)
+
+    def test_the_command_makes_a_folder_for_each_node_without_the_authoritys_key(self, tmp_path: Path) -> None:
+        made = CliRunner().invoke(cli, ["tls", str(tmp_path / "made"), "127.0.0.1", "node-2", "--days", "90", "--json"])
+        assert made.exit_code == 0, made.output
+        assert [json.loads(line)["host"] for line in made.stdout.splitlines()] == ["127.0.0.1", "node-2"]
+        for host in ("127.0.0.1", "node-2"):
+            assert {path.name for path in (tmp_path / "made" / host).iterdir()} == {"ca.crt", "node.crt", "node.key"}
+            server_context(tmp_path / "made" / host, host)
+        refused = CliRunner().invoke(cli, ["tls", str(tmp_path / "made"), "../elsewhere"])
+        assert refused.exit_code == 2
+        assert not (tmp_path / "elsewhere").exists()
 
     @pytest.mark.parametrize("host", ["", "a b", "x,IP:1.2.3.4", "$ENV::HOME", "x\ny"])
     def test_a_host_that_is_none_gets_no_certificate(self, tmp_path: Path, cluster: Path, host: str) -> None:
