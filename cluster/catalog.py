@@ -112,7 +112,7 @@ class Catalog:
         A second for a million keys is too long for a table, so the loops are those of C.
         """
         there = list(map(self._holders.get, keys))
-        several = [one for one in there if one.__class__ is tuple]
+        several = [one for one in there if isinstance(one, tuple)]
         nobody = there.count(None)
         found = Counter(map(len, several))
         found[0], found[1] = nobody, len(there) - nobody - len(several)
