@@ -94,15 +94,14 @@ class TestWithoutTheSecret:
     @given(st.one_of(st.binary(max_size=400), st.binary(max_size=60).map(lambda noise: head(secret=None)[:-2] + noise)))
     def test_noise_gets_no_answer_but_a_refusal(self, fuzzed: AgentServer, noise: bytes) -> None:
         with connected(fuzzed) as connection:
-            connection.sendall(noise)
-            connection.shutdown(socket.SHUT_WR)
+            connection.sendall(noise + b"\r\n\r\n")  # and not its end: that alone ends a connection
             reply = ended(connection)
-        assert not reply or reply.startswith((b"HTTP/1.1 4", b"HTTP/1.0 4"))
+        assert not reply.strip() or reply.startswith((b"HTTP/1.1 4", b"HTTP/1.0 4"))
         assert DATA[:64] not in reply
 
     @pytest.fixture
     def fuzzed(self, start: Start) -> Iterator[AgentServer]:
-        agent = start(failures=10**9)
+        agent = start(failures=10**9, head_s=2.0)  # for noise that is the beginning of a head
         yield agent
         assert still_serves(agent)
 
@@ -317,9 +316,8 @@ class TestPlaces:
         with connected(ranged) as connection:
             first = head("@", "Connection: close", f"Content-Length: {len(body)}", method=method)
             connection.sendall(first.replace(b"@", b"/v1/" + path, 1) + body)
-            connection.shutdown(socket.SHUT_WR)
             reply = ended(connection)
-        assert reply[9:12] in (b"", b"200", b"400", b"404", b"405", b"411", b"503"), (path, reply[:100])
+        assert reply[9:12] in (b"200", b"400", b"404", b"405", b"411", b"503"), (path, reply[:100])
         assert SECRET.encode() not in reply
 
     @pytest.fixture

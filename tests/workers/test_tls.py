@@ -200,7 +200,12 @@ class TestAgreement:
         offered = offer(self.node(tmp_path, "head", cluster))
         assert offered is not None
         assert list(offered) == ["ca.crt"], "the key of a given authority goes nowhere"
-        assert prepare_node(self.node(tmp_path, "node", cluster), offered, HOST) is not None
+        node = self.node(tmp_path, "node", cluster)
+        assert prepare_node(node, offered, HOST) is not None
+        rank = Trust.of(self.node(tmp_path, "node"), Store(node.home))  # which has no setting
+        assert rank.required
+        assert rank.authority is not None
+        assert rank.authority.read_bytes() == (cluster / "ca.crt").read_bytes()
         for tls in (None, "own", theirs):
             with pytest.raises(UsageError, match="names a folder of certificates"):
                 prepare_node(self.node(tmp_path, "node", tls), offered, HOST)
