@@ -113,6 +113,18 @@ class RunItem:
     """Where the item will go if `node` fails: finished ranges of big files go there as well, meanwhile."""
 
 
+_SET_ITEM, _SET_NODE, _SET_SPARE = (getattr(RunItem, name).__set__ for name in ("item", "node", "spare"))
+
+
+def _run_item(item: WorkItem, node: NodeId, spare: NodeId | None) -> RunItem:
+    """`RunItem(...)` in half the time, as there is one for every item."""
+    made = object.__new__(RunItem)
+    _SET_ITEM(made, item)
+    _SET_NODE(made, node)
+    _SET_SPARE(made, spare)
+    return made
+
+
 @dataclass(frozen=True, slots=True)
 class CopyShard:
     """Bring a shard to `node` from one of `holders`."""
@@ -329,7 +341,7 @@ def _next(state: JobState) -> list[Command]:
         spare = None if part is None or size <= part else _spare(state, item, node)
         if spare is not None:
             state.spares[index] = spare
-        commands.append(RunItem(item, node, spare))
+        commands.append(_run_item(item, node, spare))
     if state.phase == "items" and not state.waiting and not state.running:
         state.phase = "copies"
         if state.replicas > 1:

@@ -132,9 +132,14 @@ class Waiting:
 
     def start(self, index: int, node: NodeId) -> None:
         """The item waits no more: `node` has it."""
-        self._unwait(index)
-        self.homes[index] = node
         queue = self._queues[node]
+        if self.homes[index] == node and queue.count > 1 and not self._wished:  # as nearly always
+            self._waits[index] = 0
+            self._left -= 1
+            queue.count -= 1
+        else:
+            self._unwait(index)
+            self.homes[index] = node
         queue.at_work += 1
         if queue.at_work >= queue.most:
             if self._ready and self._ready[0][1] == node:  # as nearly always: the entry of this item
@@ -150,14 +155,18 @@ class Waiting:
         if self.slots is not None:
             self._ended += 1
             queue.ended += 1
-            fair = (self._ended - queue.since) / max(1, len(self._here))
-            if fair >= self.slots:  # before, chance says more than speed
-                queue.most = min(self.slots, 1 + int(LEEWAY * self.slots * queue.ended / fair))
+            if queue.ended < 16 or not queue.ended & 15:  # later one more or less says little
+                self._measure(queue, self.slots)
         if node in self._here:
             if queue.entered is None:
                 self._note_room(node, queue)
         elif not queue.at_work and not queue.count:
             del self._queues[node]
+
+    def _measure(self, queue: _Queue, slots: int) -> None:
+        fair = (self._ended - queue.since) / max(1, len(self._here))
+        if fair >= slots:  # before, chance says more than speed
+            queue.most = min(slots, 1 + int(LEEWAY * slots * queue.ended / fair))
 
     def changed(self, nodes: Iterable[NodeId]) -> list[int]:
         """These are the nodes there are now. Returns the items that wait for others, which stay there until moved."""
