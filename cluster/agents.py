@@ -353,6 +353,12 @@ class Agents:
         with self._lock:
             return min(self._items.holders(item.key) & self._agents.keys(), default=None)
 
+    def where_held(self, keys: Sequence[str]) -> NodeId | None:
+        """A node that holds the first of these shards, if each is held by some; else None."""
+        with self._lock:
+            there = [self.catalog.holders(key) & self._agents.keys() for key in keys]
+        return min(there[0]) if there and all(there) else None
+
     def landed(self, node: NodeId, shards: Mapping[str, int], item: str | None = None) -> None:
         """Shards that have just become visible on a node, by key, with their bytes; and the item that they complete."""
         with self._lock:

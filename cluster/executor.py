@@ -20,7 +20,7 @@ from crucible.cluster.track import CopyShard, RunItem
 from crucible.cluster.turns import Turn
 from crucible.errors import ClusterError, CrucibleError, StaleCoordinator
 from crucible.failpoints import reach
-from crucible.refs import NodeId, WorkItem
+from crucible.refs import NodeId, ShardInfo, WorkItem
 from crucible.report import Counts, ItemResult
 from crucible.workers.tasks import JobOptions, copy_shard_task, run_item_task
 
@@ -29,6 +29,11 @@ ray: Any = untyped_ray  # its annotations know neither `exceptions` nor what a r
 NODES_EVERY_S = 1.0
 SLOTS_PER_CPU = 2
 """One at work and one that waits for it to end. More could not be overtaken by what a reader needs now."""
+
+
+Known = tuple[tuple[ShardInfo, ...], tuple[tuple[str, str], ...]]
+"""Of an item what a manifest says: its shards, and their schemas by digest."""
+NOTHING: Mapping[str, Known] = {}
 
 
 class Owner(Protocol):
@@ -49,6 +54,8 @@ class Owner(Protocol):
 
     def where_done(self, item: WorkItem) -> NodeId | None: ...
 
+    def where_held(self, keys: Sequence[str]) -> NodeId | None: ...
+
     def agent_url(self, node: NodeId) -> str | None: ...
 
     def answers(self, node: NodeId) -> bool: ...
@@ -59,8 +66,10 @@ class Owner(Protocol):
 class RayExecutor:
     """Items and copies as Ray tasks, node-affine and soft: a node that is gone gives its work to another by itself."""
 
-    def __init__(self, owner: Owner, options: JobOptions, job: str, limit: int | None) -> None:
-        self._owner, self._job = owner, job
+    def __init__(
+        self, owner: Owner, options: JobOptions, job: str, limit: int | None, known: Mapping[str, Known] = NOTHING
+    ) -> None:
+        self._owner, self._job, self._known = owner, job, known
         self._options = replace(options, epoch=owner.turn.epoch)
         self._limit = limit
         self._weights = dict(sorted(owner.weights().items())[:limit])
@@ -77,6 +86,10 @@ class RayExecutor:
         """Start the item, or wait for the job that has started it. A node that has it done already is asked first."""
 
         self._owner.turn.check()
+        if (found := self._held(command.item)) is not None:
+            there_already: Future[ItemResult] = Future()
+            there_already.set_result(found)
+            return there_already
 
         def start() -> Future[ItemResult]:
             done_at = self._owner.where_done(command.item)
@@ -101,6 +114,14 @@ class RayExecutor:
 
         # a job that keeps the source files is not helped by one that does not
         return self._owner.flights.join(f"{command.item.key} {self._options.keep_raw}", start, share)
+
+    def _held(self, item: WorkItem) -> ItemResult | None:
+        """The item as a manifest has it, if its shards are all held, by whatever nodes: copies have no record of it."""
+        shards, schemas = self._known.get(item.key, ((), ()))
+        if not shards or (node := self._owner.where_held([shard.key for shard in shards])) is None:
+            return None
+        own = tuple(replace(shard, item=item.index) for shard in shards)
+        return ItemResult(item.index, item.key, node, own, schemas, reused=True)
 
     def _staying(self, command: RunItem) -> NodeId:
         """The command's node, or another where that one is about to go. Its shards are counted where they were made."""

@@ -14,7 +14,7 @@ from crucible.cache.store import Store
 from crucible.cluster.agents import Agents
 from crucible.cluster.drive import as_crucible_error, cached_report, run_job
 from crucible.cluster.early import early_manifests
-from crucible.cluster.executor import RayExecutor
+from crucible.cluster.executor import Known, RayExecutor
 from crucible.cluster.items import sizes_of
 from crucible.cluster.jobs import Job
 from crucible.cluster.journal import ENDED
@@ -24,7 +24,7 @@ from crucible.config import Settings
 from crucible.errors import RepoError, StaleCoordinator, TokenForgotten
 from crucible.failpoints import reach
 from crucible.manifest import Manifest
-from crucible.refs import DataRequest, NodeId
+from crucible.refs import DataRequest, NodeId, ShardInfo
 from crucible.report import Progress, Tally
 from crucible.workers.governing import cluster_governor
 from crucible.workers.tasks import JobOptions
@@ -70,6 +70,7 @@ class Runner:
             governor = record.governor = cluster_governor(settings)
             tally = Tally()
             commit = str(record.value["commit"])
+            known: Mapping[str, Known] = {}
             prepared = prepare(request, settings, self._store, tally, governor=governor, commit=commit)
             self._pinned(job, record, prepared)
             reach("job.resolved")
@@ -86,11 +87,11 @@ class Runner:
                 record.progress = Progress(job, "finished", items, items, size, size)
                 return
             if prepared.cached:  # the manifest is known but shards of it are gone: make them again
-                commit = prepared.repo.revision
+                commit, known = prepared.repo.revision, known_items(prepared.manifests)
                 prepared = prepare(request, settings, self._store, tally, again=True, governor=governor, commit=commit)
                 self._begin_readers(record, prepared, settings)
             options = replace(options, pyarrow=self._agents.writers())
-            executor = RayExecutor(self._agents, options, job, nodes)
+            executor = RayExecutor(self._agents, options, job, nodes, known)
             with _searched_once(sum(map(len, prepared.items))):
                 manifests, report = run_job(
                     job,
@@ -162,3 +163,16 @@ def _searched_once(items: int) -> Iterator[None]:
         yield
     finally:
         gc.unfreeze()
+
+
+def known_items(manifests: Sequence[Manifest]) -> dict[str, Known]:
+    """Item key -> what a manifest says of it, of the items that have shards."""
+    found: dict[str, Known] = {}
+    for manifest in manifests:
+        packed, shards = dict(manifest.schemas), dict[int, list[ShardInfo]]()
+        for shard in manifest.shards:
+            shards.setdefault(shard.item, []).append(shard)
+        for index, mine in shards.items():
+            schemas = tuple((digest, packed[digest]) for digest in sorted({shard.schema for shard in mine}))
+            found[manifest.items[index].key] = tuple(mine), schemas
+    return found

@@ -101,6 +101,24 @@ def test_a_coordinator_that_dies_with_a_node_leaves_its_duty_to_the_next(
         until(lambda: copies(nodes.homes[:2], manifest) == enough, "the next coordinator knows what was promised")
 
 
+def test_a_prefetch_after_a_loss_brings_only_what_nobody_holds(
+    hub: FaultyHub, tmp_path: Path, start_nodes: Any
+) -> None:
+    hub.import_folder("org/chat", chat_files(tmp_path / "data", files=9, rows=2000))
+    nodes = start_nodes(3, hub.endpoint)
+    report = crucible.prefetch("org/chat", split="train", address=nodes.address, replicas=2)
+    manifest = Store(nodes.homes[0]).get_manifest(report.splits[0].manifest)
+    nodes.kill_node(2)
+    for home in nodes.homes:
+        Store(home).shard_path(manifest.shards[0].key).unlink(missing_ok=True)
+    hub.clear_log()
+    again = crucible.prefetch("org/chat", split="train", address=nodes.address, replicas=2)
+    assert again.splits[0].manifest == report.splits[0].manifest
+    assert copies(nodes.homes[:2], manifest) == [2] * len(manifest.shards)
+    # the items of the lost node have no record anywhere: their shards are copies
+    assert file_bytes(hub) == manifest.items[manifest.shards[0].item].size
+
+
 def test_what_nobody_holds_any_more_is_made_again_from_the_hub(
     hub: FaultyHub, tmp_path: Path, start_nodes: Any
 ) -> None:
