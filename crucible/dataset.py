@@ -300,7 +300,7 @@ class IterableDataset(Shaped, Placed):
         reader = UnitReader(self._leaves, out.steps, out.given, out.format, open_shards, proof)
         feeders = feeders_of(self._leaves, walk, share, total)
         reader.feed(feeders)
-        blocks = read_blocks(walk, share, total, reader.block_rows)
+        blocks = read_blocks(walk, share, total, reader.block_rows, reader.first_rows)
         if proof is not None:
             blocks = noted(blocks, proof)
         unit, every = 0, 1 if share.unit > 1 else ROWS_BETWEEN

@@ -91,10 +91,12 @@ class Block(NamedTuple):
     first_unit: int
 
 
-def read_blocks(walk: Walk, share: Share, total: int, block_rows: int) -> Iterator[Block]:
-    """The row ids of `share`, in delivery order, in blocks that grow to `block_rows` rows."""
+def read_blocks(
+    walk: Walk, share: Share, total: int, block_rows: int, first_rows: int = FIRST_BLOCK_ROWS
+) -> Iterator[Block]:
+    """The row ids of `share`, in delivery order, in blocks that grow from `first_rows` to `block_rows` rows."""
     units, done = share.units(total), 0
-    ahead = min(FIRST_BLOCK_ROWS, block_rows)
+    ahead = min(first_rows, block_rows)
     while done < units:
         stop = min(units, done + max(1, ahead // share.unit))
         yield block_of(walk, share, total, done, stop)
@@ -142,6 +144,12 @@ class UnitReader:
     @property
     def block_rows(self) -> int:
         return min(reader.block_rows for reader in self._readers)
+
+    @property
+    def first_rows(self) -> int:
+        """Rows of the first block: enough for a batch that a function is given, where those are not many."""
+        steps = [*self._steps, *(step for leaf in self._leaves for step in leaf.steps)]
+        return max(FIRST_BLOCK_ROWS, min(_TRIED_ROWS, together(steps)))
 
     @cached_property
     def _features(self) -> dict[str, Feature]:
