@@ -14,6 +14,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import ray as untyped_ray
@@ -90,6 +91,7 @@ class CoordinatorCore:
         self._admin = Admin(self._care)
         self._memory.runner = Runner(self._store, self._agents, self._memory.note, self._care)
         threading.Thread(target=self._watch, name="watch", daemon=True).start()
+        threading.Thread(target=self._listen, name="listen", daemon=True).start()
 
     # --- what agents and tasks ask
 
@@ -131,12 +133,15 @@ class CoordinatorCore:
 
     def opening(self, request: DataRequest, endpoint: str) -> Answer:
         """What a reader of `request` may begin with; see `readers`."""
+        if self._agents.turn.cut_off():
+            return {"state": "none"}
         return self._jobs.opening(request, endpoint)
 
     def wish(self, job: str, keys: Sequence[str]) -> Answer:
         """Items that a reader of `job` needs next, and what is made of them; see `readers`."""
         record = self._jobs.get(job)
-        return {"state": "unknown"} if record is None else record.readers.wish(keys)
+        lost = record is None or self._agents.turn.cut_off()  # what was promised may never come
+        return {"state": "unknown"} if lost or record is None else record.readers.wish(keys)
 
     def locate(self, keys: Sequence[str]) -> dict[str, list[str]]:
         """shard key -> urls of agents that hold it."""
@@ -225,6 +230,14 @@ class CoordinatorCore:
         turn.over.wait()
         time.sleep(FAREWELL_S)
         leave()
+
+    def _listen(self) -> None:
+        """Know how long ago Ray's head answered, while `_watch` may wait for a node: see `Turn.cut_off`."""
+        turn = self._agents.turn
+        while not turn.over.is_set():
+            with suppress(Exception):
+                turn.look()
+            turn.over.wait(WATCH_S)
 
     def _try(self, what: Callable[[], None]) -> bool:
         """Do it, and say whether it went well: whoever watches goes on, whatever happens."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import secrets
 import threading
+import time
 from typing import Any
 
 from ray.experimental import internal_kv
@@ -20,6 +21,8 @@ KV = b"crucible"
 """Namespace of our keys in the GCS."""
 PREFIX = b"epoch/"
 EPOCHS_KEPT = 64
+CUT_OFF_S = 30.0
+"""Without a word from Ray's head for so long, a coordinator may have been replaced without hearing of it."""
 
 
 def take_epoch(least: int) -> Epoch:
@@ -62,6 +65,11 @@ class Turn:
         self.epoch = epoch
         self.over = threading.Event()
         self._error: StaleCoordinator | None = None
+        self._heard_at = time.monotonic()
+
+    def cut_off(self) -> bool:
+        """Whether the last look at Ray's head that had an answer was long ago: nobody should rely on this turn now."""
+        return time.monotonic() - self._heard_at > CUT_OFF_S
 
     def check(self) -> None:
         """Raises StaleCoordinator once the turn is over."""
@@ -83,6 +91,7 @@ class Turn:
     def look(self) -> None:
         """Ask the GCS whether a later number was given out. Raises StaleCoordinator."""
         newest = newest_epoch()
+        self._heard_at = time.monotonic()
         if newest > self.epoch.number:
             self.end(StaleCoordinator("Ray's head", self.epoch.number, newest))
         self.check()
