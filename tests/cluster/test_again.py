@@ -5,7 +5,7 @@ from __future__ import annotations
 from concurrent.futures import Future
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crucible.cluster.again import MOST, again_here
@@ -19,6 +19,7 @@ class Refused(Exception):
     pass
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from(["died", "refused", "done"]), max_size=5), st.lists(st.booleans(), max_size=5))
 def test_it_ends_as_the_last_try_did_and_only_deaths_are_followed_by_another(
     ends: list[str], there: list[bool]
