@@ -140,7 +140,7 @@ def test_what_nobody_holds_any_more_is_made_again_from_the_hub(
     assert file_bytes(hub) == sum(manifest.items[item].size for item in lost), "once each, and the rest from peers"
 
 
-def test_a_node_is_emptied_while_ranks_read_and_a_new_one_gets_its_share(
+def test_a_new_node_gets_its_share_and_is_emptied_before_it_goes(
     hub: FaultyHub, tmp_path: Path, start_nodes: Any
 ) -> None:
     hub.import_folder("org/chat", chat_files(tmp_path / "data", files=12, rows=2000))
@@ -258,9 +258,11 @@ def read(nodes: Any, between: Any = lambda: None) -> list[list[str]]:
             rank.wait(10)
 
 
-@pytest.mark.parametrize("replicas", [pytest.param(1, marks=pytest.mark.slow), 2])
-def test_ranks_read_on_in_the_same_order_when_a_node_dies_under_them(
-    hub: FaultyHub, tmp_path: Path, start_nodes: Any, replicas: int
+@pytest.mark.parametrize(
+    ("replicas", "drained"), [pytest.param(1, False, marks=pytest.mark.slow), (2, False), (1, True)]
+)
+def test_ranks_read_on_in_the_same_order_when_a_node_dies_under_them_or_is_drained(
+    hub: FaultyHub, tmp_path: Path, start_nodes: Any, replicas: int, drained: bool
 ) -> None:
     hub.import_folder("org/chat", chat_files(tmp_path / "data", files=9, rows=2000))
     nodes = start_nodes(3, hub.endpoint)
@@ -272,8 +274,16 @@ def test_ranks_read_on_in_the_same_order_when_a_node_dies_under_them(
     for home, kept in zip(nodes.homes, born, strict=True):
         for path in set((home / "shards").rglob("*.arrow")) - kept:
             path.unlink()
+    leaving = read_address(Store(nodes.homes[2]))
+    assert leaving is not None
     hub.clear_log()
-    assert read(nodes, between=lambda: nodes.kill_node(2)) == truth
-    lost = copies(nodes.homes[:2], manifest).count(0)
-    assert lost == 0, "what was read from elsewhere is kept"
-    assert bool(file_bytes(hub)) == (replicas == 1), "made again from the source where nobody else had it"
+
+    def lose() -> None:
+        if drained:
+            assert ended(care("start_drain", [leaving.node]))["left"] == 0
+        nodes.kill_node(2)
+
+    assert read(nodes, between=lose) == truth
+    assert 0 not in copies(nodes.homes[:2], manifest), "what was read from elsewhere is kept"
+    lost = replicas == 1 and not drained
+    assert bool(file_bytes(hub)) == lost, "made again from the source where nobody else had it, and only there"
