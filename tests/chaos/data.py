@@ -34,7 +34,8 @@ class Truth:
     items: dict[str, tuple[int, int]]
     """Shard key -> number and source bytes of the work item that makes it."""
     source_bytes: int
-    largest_file: int
+    largest_item: int
+    """Source bytes of the largest work item: what a worker that dies may have brought in vain."""
 
 
 def repo_files(story: Story, folder: Path) -> dict[str, bytes | Path]:
@@ -91,4 +92,6 @@ def truth_of(repo: str, story: Story, files: dict[str, bytes | Path], home: Path
     sizes = [Path(str(path)).stat().st_size for path in files.values()]
     shards = {shard.key: shard.digest for shard in manifest.shards}
     items = {shard.key: (shard.item, manifest.items[shard.item].size) for shard in manifest.shards}
-    return Truth(tuple(texts), tuple(order), manifest.id, shards, items, sum(sizes), max(sizes))
+    return Truth(
+        tuple(texts), tuple(order), manifest.id, shards, items, sum(sizes), max(size for _, size in items.values())
+    )

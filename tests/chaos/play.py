@@ -245,7 +245,7 @@ class Player:
                 found[0].kill()
             else:
                 stage.stop(found[0], strike.seconds)
-            self._toll += truth.largest_file + (self._remade(strike.node) if what == "agent" else 0)
+            self._toll += truth.largest_item + (self._remade(strike.node) if what == "agent" else 0)
             if self._story.early and what in ("agent", "coordinator"):
                 self._toll += (
                     SLOTS * truth.source_bytes
@@ -255,7 +255,7 @@ class Player:
             case "kill-node":
                 return self._kill_node(strike)
             case "kill-rank":
-                self._toll += truth.largest_file
+                self._toll += truth.largest_item
                 return self._training.kill(strike.rank)
             case "stop-rank":
                 process = self._training.process(strike.rank)
@@ -272,7 +272,7 @@ class Player:
             case "drain":
                 return self._drain(strike)
             case "failpoint":
-                self._toll += truth.largest_file
+                self._toll += truth.largest_item
                 stage.arm(strike.what, strike.times)
                 return True
             case "disk-full" | "read-only":
@@ -290,7 +290,7 @@ class Player:
             return False
         # what it alone has is made again, by the cluster and by readers that do not wait; what it was at is begun anew
         lost = self._only_on(strike.node) + self._remade(strike.node)
-        self._toll += lost + 3 * self.played.truth.largest_file
+        self._toll += lost + 3 * self.played.truth.largest_item
         stage.kill_node(strike.node)
         self._training.kill_on(strike.node)
         if strike.what == "lost":
@@ -318,7 +318,7 @@ class Player:
             return False
         self._excused = True
         # what it brings and cannot keep is brought elsewhere
-        self._toll += 4 * self.played.truth.largest_file
+        self._toll += 4 * self.played.truth.largest_item
         stage.later(strike.seconds, mend)
         return True
 
@@ -341,7 +341,7 @@ class Player:
             self._note(f"{strike}: {f'shard {key[:12]}' if key else 'nothing to strike at'}")
             (self.played.struck if key else self.played.missed).append(strike)
             if key:
-                self._toll += 2 * self.played.truth.largest_file
+                self._toll += 2 * self.played.truth.largest_item
                 self.played.flipped.append((strike.node, key))
         self._flips.clear()
 
@@ -366,7 +366,7 @@ class Player:
             played.truth.source_bytes
             # whatever happened, no node has a use for more than all of it, once for each disk that it had
             + min(self._toll, (SLOTS + lost) * played.truth.source_bytes)
-            + self._spoilt * (played.truth.largest_file + STREAMS * PART)
+            + self._spoilt * (played.truth.largest_item + STREAMS * PART)
             + self._early_footers()
         )
         if played.runs:
