@@ -17,6 +17,7 @@ from crucible.cluster.executor import reason_of
 from crucible.cluster.operation import Recipe
 from crucible.cluster.remembered import options_of
 from crucible.config import Settings
+from crucible.errors import AgentUnavailable
 from crucible.refs import NodeId, ShardInfo
 from crucible.report import Counts, ItemResult
 from crucible.workers.replicas import copy_shards_task
@@ -70,7 +71,7 @@ class RayHands:
         return _then(call.remote(recipe.item, options, order.job, None, dict(recipe.promised)).future(), landed)
 
     def drop(self, node: NodeId, keys: Sequence[str]) -> Future[dict[str, str]]:
-        agent = self._agents.handles()[node]
+        agent = self._agent(node)
 
         def dropped(freed: Mapping[str, int]) -> dict[str, str]:
             self._agents.dropped(node, list(freed))
@@ -88,7 +89,7 @@ class RayHands:
             return {}
 
         asked = None if keys is None else list(keys)
-        return _then(self._agents.handles()[node].verify.remote(asked, deep).future(), told)
+        return _then(self._agent(node).verify.remote(asked, deep).future(), told)
 
     def ask(
         self, method: str, *arguments: Any, nodes: Collection[NodeId] | None = None, wait_s: float = ASK_S
@@ -131,6 +132,12 @@ class RayHands:
             told = state.get_draining_nodes()
             return {NodeId(node): at / 1000 - time.time() if at else None for node, at in told.items()}
         return {}
+
+    def _agent(self, node: NodeId) -> Any:
+        """Raises AgentUnavailable for a node that went just now."""
+        if (agent := self._agents.handles().get(node)) is None:
+            raise AgentUnavailable(node[:12], "it is gone")
+        return agent
 
     def _options(self, options: JobOptions) -> JobOptions:
         return replace(options, epoch=self._agents.turn.epoch)

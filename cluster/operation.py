@@ -10,13 +10,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from crucible.cluster.ledger import Order
 from crucible.cluster.upkeep import Plan
-from crucible.errors import CrucibleError
+from crucible.errors import CrucibleError, StaleCoordinator
 from crucible.refs import NodeId, ShardInfo, WorkItem
 
 TICK_S = 0.5
@@ -136,7 +137,8 @@ def perform(
 ) -> None:
     """Do what the plan says, as far as it goes. `limit_bytes` may be in flight, unless one job alone has more.
 
-    `shards` knows all that are copied, `recipes` all that are made again; what is not in them is passed over.
+    `shards` knows all that are copied, `recipes` all that are made again; what is not in them is passed over. A shard
+    of which anything was passed over or went wrong is not dropped anywhere: what was to be there instead is not.
     """
     operation.phase = "works"
 
@@ -156,9 +158,13 @@ def perform(
         for one in plan.remakes
         if (recipe := recipes.get(one.item)) is not None
     ]
-    flow(remakes, operation, hands, limit_bytes)
-    flow(_batches(plan, shards, hands, copied), operation, hands, limit_bytes)
-    flow(_drops(plan, hands, dropped), operation, hands, limit_bytes)
+    kept = {copy.key for copy in plan.copies if copy.key not in shards}
+    kept |= {key for one in plan.remakes if one.item not in recipes for key in one.keys}
+    failed = flow(remakes, operation, hands, limit_bytes)
+    # a drop may count on any shard of an item that was to be made again
+    kept |= {key for one in recipes.values() if not failed.isdisjoint(one.promised) for key in one.promised}
+    kept |= failed | flow(_batches(plan, shards, hands, copied), operation, hands, limit_bytes)
+    flow(_drops(plan, kept, hands, dropped), operation, hands, limit_bytes)
 
 
 def _batches(
@@ -186,9 +192,9 @@ def _batches(
     return [job for _, job in sorted(jobs, key=lambda one: one[0])]
 
 
-def _drops(plan: Plan, hands: Hands, dropped: Callable[[int, int], None]) -> list[Job]:
+def _drops(plan: Plan, kept: AbstractSet[str], hands: Hands, dropped: Callable[[int, int], None]) -> list[Job]:
     keys: dict[NodeId, list[str]] = {}
-    for drop in plan.drops:
+    for drop in (one for one in plan.drops if one.key not in kept):
         keys.setdefault(drop.node, []).append(drop.key)
     return [
         Job(node, 0, tuple(some), lambda node=node, some=some: hands.drop(node, some), dropped)  # type: ignore[misc]
@@ -197,8 +203,12 @@ def _drops(plan: Plan, hands: Hands, dropped: Callable[[int, int], None]) -> lis
     ]
 
 
-def flow(jobs: Iterable[Job], operation: Operation, hands: Hands, limit_bytes: int) -> None:
-    """Start the jobs as there is room, and hear how they end."""
+def flow(jobs: Iterable[Job], operation: Operation, hands: Hands, limit_bytes: int) -> set[str]:
+    """Start the jobs as there is room, and hear how they end. Gives the keys with which something went wrong.
+
+    Those that were not started, because the operation was stopped, are not among them. Raises StaleCoordinator.
+    """
+    failed: set[str] = set()
     waiting: dict[NodeId, deque[Job]] = {}
     for job in jobs:
         waiting.setdefault(job.node, deque()).append(job)
@@ -210,37 +220,52 @@ def flow(jobs: Iterable[Job], operation: Operation, hands: Hands, limit_bytes: i
         for node in [node for node in waiting if node not in reached]:
             for job in waiting.pop(node):
                 operation.went_wrong(f"node {node[:12]} is gone", len(job.keys))
+                failed.update(job.keys)
         for node, queue in waiting.items():
             while queue and busy[node] < SLOTS and not operation.stopped:
                 if running and inflight + queue[0].size > limit_bytes:
                     break
                 job = queue.popleft()
-                running[job.start()] = job
+                running[_begun(job)] = job
                 busy[node] += 1
                 inflight += job.size
         if not running and (operation.stopped or not any(waiting.values())):
-            return
+            return failed
         ended, _ = wait(running, timeout=TICK_S, return_when=FIRST_COMPLETED)
         for future in ended:
             job = running.pop(future)
             busy[job.node] -= 1
             inflight -= job.size
-            _hear(job, future, operation)
+            failed |= _hear(job, future, operation)
         if operation.deadline is not None and time.monotonic() >= operation.deadline:
-            return  # what runs may end by itself; nobody waits for it
+            return failed  # what runs may end by itself; nobody waits for it
 
 
-def _hear(job: Job, future: Future[dict[str, str]], operation: Operation) -> None:
+def _begun(job: Job) -> Future[dict[str, str]]:
+    """The job under way; one that cannot begin, such as on a node that went just now, has failed. Others go on."""
+    try:
+        return job.start()
+    except StaleCoordinator:
+        raise
+    except Exception as error:  # noqa: BLE001 - said of its node, as what goes wrong later is
+        failed: Future[dict[str, str]] = Future()
+        failed.set_exception(error)
+        return failed
+
+
+def _hear(job: Job, future: Future[dict[str, str]], operation: Operation) -> set[str]:
+    """Count how a job ended. Gives the keys with which something went wrong."""
     error = future.exception()
     if error is not None:
         text = str(error) if isinstance(error, CrucibleError) else _first_line(error)
         operation.went_wrong(f"node {job.node[:12]}: {text}", len(job.keys))
-        return
+        return set(job.keys)
     problems = future.result()
     for problem in filter(None, problems.values()):
         operation.went_wrong(f"node {job.node[:12]}: {problem}")
     good = len(job.keys) - len(problems)
     job.done(good, job.size * good // max(1, len(job.keys)))
+    return set(problems)
 
 
 def _first_line(error: BaseException) -> str:

@@ -79,7 +79,8 @@ class Plan:
     copies: tuple[Copy, ...] = ()
     drops: tuple[Drop, ...] = ()
     hopeless: tuple[str, ...] = ()
-    """Keys of lost shards while there is no node that could make them again."""
+    """Keys of shards that no node can be given: lost ones while there is none that could make them again, and those of
+    nodes that go while none stays."""
 
     def __bool__(self) -> bool:
         return bool(self.remakes or self.copies or self.drops)
@@ -112,7 +113,7 @@ def repair(
     staying = {node: place.weight for node, place in nodes.items() if not place.drained}
     racks = {node: nodes[node].rack for node in staying} if any(place.rack for place in nodes.values()) else {}
     if not staying:
-        return Plan(hopeless=tuple(one.key for one in shards if not holders(one.key) & nodes.keys()))
+        return Plan(hopeless=tuple(one.key for one in shards if holders(one.key) & nodes.keys() or remake(one.key)))
     ring, here = ring_of(staying), nodes.keys()
     planner = _Planner(ring, racks, nodes, trim, pinned)
     lost: dict[object, list[Wanted]] = defaultdict(list)

@@ -119,6 +119,14 @@ def test_a_drained_node_stays_drained_for_this_cluster_and_ray_may_drain_too(tmp
         care.start_drain(["10.0.0"])
 
 
+def test_drained_nodes_with_nobody_left_to_take_what_they_hold_say_so(tmp_path: Path) -> None:
+    manifest = make_manifest(4)
+    care, agents, _ = caring(tmp_path, NODES[:2], [manifest])
+    agents.catalog.add(NodeId("aaaa"), [shard.key for shard in manifest.shards])
+    told = ended(care, care.start_drain(["aaaa", "bbbb"]))
+    assert (told["copied"], told["left"]) == (0, 4), "whoever stops these nodes now loses all"
+
+
 def test_what_no_store_has_any_more_is_forgotten(tmp_path: Path) -> None:
     manifest = make_manifest(2)
     care, _, _ = caring(tmp_path, NODES, [manifest])

@@ -134,6 +134,35 @@ def test_lost_shards_are_made_before_copies_and_dropped_after_them() -> None:
     assert told["bytes_done"] == told["bytes"] == 12
 
 
+def test_a_copy_goes_only_if_what_was_to_be_there_instead_is_there() -> None:
+    """A move whose copy failed must not end with nothing: the source may still answer, so that nobody else objects."""
+    item = WorkItem(0, RepoRef("org/x", "0" * 40), (), ReadOptions("json"), 1)
+    recipes = {"made": Recipe(item, Order(), {"k6": "d", "k7": "d"}), "fine": Recipe(item, Order(), {"k8": "d"})}
+    plan = Plan(
+        (Remake("made", A, ("k6",), 1), Remake("fine", A, ("k8",), 1), Remake("unknown", A, ("k9",), 1)),
+        tuple(Copy(f"k{n}", 10, B if n == 3 else A, 1) for n in (1, 2, 3, 4)),
+        tuple(Drop(f"k{n}", 10, C) for n in range(1, 10)),
+    )
+    hands = Fake(nodes={A, C}, problems={"k2": "its disk is full", "k6": "it has other bytes"})
+    shards = {key: shard(key, 10) for key in ("k1", "k2", "k3")}  # k4 is in a manifest that could not be read
+    perform(plan, Operation("rebalance"), hands, shards, recipes, limit_bytes=1 << 30)
+    dropped = [key for what, _, keys, _ in hands.started if what == "drop" for key in keys]
+    assert dropped == ["k1", "k5", "k8"]
+
+
+def test_what_cannot_even_begin_on_a_node_that_went_just_now_stops_nothing_else() -> None:
+    class Gone(Fake):
+        def drop(self, node: NodeId, keys: Sequence[str]) -> Future[dict[str, str]]:
+            if node == A:
+                raise ClusterError("it is gone")
+            return super().drop(node, keys)
+
+    hands = Gone()
+    operation = Operation("rebalance")
+    perform(Plan(drops=(Drop("k1", 1, A), Drop("k2", 1, B))), operation, hands, {}, {}, limit_bytes=1)
+    assert (operation.dropped, operation.wrong, operation.problems) == (1, 1, ["node a: it is gone"])
+
+
 def test_what_is_cancelled_or_out_of_time_starts_nothing_new() -> None:
     for stop in (lambda one: one.cancelled.set(), lambda one: setattr(one, "deadline", time.monotonic())):
         plan, shards = copies(20, 64 << 20, nodes=[A])
