@@ -8,8 +8,10 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from concurrent.futures import Future
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -22,7 +24,7 @@ from crucible.cluster.operation import Job, Operation, Recipe, flow, perform
 from crucible.cluster.promises import KEPT_S, Promises
 from crucible.cluster.upkeep import Plan
 from crucible.config import Settings
-from crucible.errors import ClusterError, CrucibleError, UsageError
+from crucible.errors import ClusterError, CrucibleError, StoreError, UsageError
 from crucible.refs import NodeId, ShardInfo
 
 log = logging.getLogger("crucible.care")
@@ -64,6 +66,8 @@ class Care(Known):
         self._seen: set[NodeId] | None = None
         self._lost_at: float | None = None
         """`time.monotonic()` when a node was lost for which nothing was done yet."""
+        self._hopeless = False
+        """When we last looked, shards were lost that no node there could make again."""
         self._leaving: set[NodeId] = set()
         """Nodes that Ray was about to take away when we looked last."""
         self._to_pin: dict[NodeId, set[str]] = {}
@@ -88,18 +92,22 @@ class Care(Known):
         A node that comes tells what it has and is told what is so. `alone`: there is one node, and nothing to repair.
         """
         nodes = set(self.agents.handles())
+        came = nodes - (self._seen or set())
         if self._seen is None:  # those of before us may have lost nodes, and had no time to do anything
             self._lost_at = time.monotonic()
-            self._forget_others()
+            # of a Ray cluster that is gone: its nodes have other names now
+            self._forget_drains(lambda _, told: told.get("cluster") != self._cluster)
         elif self._seen - nodes:
             self._lost_at, self._wait_s = time.monotonic(), 0.0
-        if nodes - (self._seen or set()):
+        elif came and self._lost_at is None and self._too_few(self._seen):
+            self._lost_at = time.monotonic()
+        if came:
             try:
                 self.learn()
             except CrucibleError as error:  # such as a full disk here; what is known already is looked after
                 log.warning("what the nodes know could not be taken in: %s", error)
-            self._to_pin.update({node: set(self.pins()) for node in nodes - (self._seen or set())})
-        self._pin_what_came()
+            self._to_pin.update({node: set(self.pins()) for node in came})
+        self.pin_on(self._to_pin)
         self._seen = nodes
         self.agents.drained = self.drained
         self._save_what_ray_takes(nodes)
@@ -108,9 +116,12 @@ class Care(Known):
             return
         if time.monotonic() >= self._lost_at + after + self._wait_s:
             self._lost_at = None
-            for node in self._notes.notes("drain").keys() - nodes:
-                self.order("drain", node, None)  # it has gone, and if it comes back, then by another name
-            self._repair_by_itself()
+            try:
+                self._forget_drains(lambda node, _: node not in nodes)  # one that comes back has another name
+                self._repair_by_itself()
+            except BaseException:  # a loss is not over because nobody could look after it just now
+                self._later()
+                raise
 
     def _save_what_ray_takes(self, nodes: set[NodeId]) -> None:
         """Empty nodes that Ray is about to take away, as far as there is time."""
@@ -122,21 +133,18 @@ class Care(Known):
             self._start_plan(Operation("drain", deadline=deadline), partial(self.plan_drain, [node]))
         self._leaving = set(leaving)
 
-    def _pin_what_came(self) -> None:
-        """Pin on new nodes what is pinned on all; a manifest that is only on its way there is pinned the next time."""
-        for node, ids in list(self._to_pin.items()):
-            there = self.pins()
-            for manifest_id in ids & there.keys():
-                if manifest_id in self.ask("pin", [manifest_id], there[manifest_id], nodes=[node])[0].get(node, ()):
-                    ids.discard(manifest_id)
-            if not ids & there.keys() or node not in self.agents.handles():
-                del self._to_pin[node]
+    def _forget_drains(self, over: Callable[[str, Mapping[str, Any]], bool]) -> None:
+        """Take back orders about nodes that are not there."""
+        with suppress(StoreError):  # such an order drains nobody; it is taken back the next time
+            for node, told in self._notes.notes("drain").items():
+                if over(node, told):
+                    self.order("drain", node, None)
 
-    def _forget_others(self) -> None:
-        """Orders about nodes of a Ray cluster that is gone: its nodes have other names now."""
-        for node, told in self._notes.notes("drain").items():
-            if told.get("cluster") != self._cluster:
-                self._notes.note("drain", node, None)
+    def _too_few(self, nodes: AbstractSet[NodeId]) -> bool:
+        """Whether these nodes were too few for what this cluster's jobs were promised."""
+        with self._lock:
+            most = max((one.replicas for one in self.ledger.orders.values() if one.cluster == self._cluster), default=0)
+        return self._hopeless or most > len(nodes - self.drained)
 
     def _repair_by_itself(self) -> None:
         """Make up for what was lost of the jobs of this cluster. What an earlier one had is left to whoever asks."""
@@ -148,7 +156,9 @@ class Care(Known):
         def plan() -> Plan:
             return self.plan_repair(ids, trim=False, on_purpose=False)
 
-        if not ids or not plan():
+        first = plan() if ids else Plan()
+        self._hopeless = bool(first.hopeless)
+        if not first:
             self._wait_s = 0.0
             return
         operation = Operation("repair")
@@ -156,9 +166,13 @@ class Care(Known):
         self._start_plan(operation, plan, self._try_again)
 
     def _try_again(self, operation: Operation) -> None:
-        if operation.left and not operation.cancelled.is_set():
-            self._wait_s = min(RETRY_MOST_S, 2 * self._wait_s + 10.0)
-            self._lost_at = time.monotonic()
+        if (operation.left or operation.phase == "failed") and not operation.cancelled.is_set():
+            self._later()
+
+    def _later(self) -> None:
+        """Look after what was lost once more, after a while that grows."""
+        self._wait_s = min(RETRY_MOST_S, 2 * self._wait_s + 10.0)
+        self._lost_at = time.monotonic()
 
     def could_drop(self, node: NodeId, keys: Collection[str]) -> list[str]:
         """Those of `keys` that the node might remove, if it asked now. Promises nothing."""
@@ -173,14 +187,14 @@ class Care(Known):
         return allowed
 
     def _droppable(self, node: NodeId, keys: Collection[str], promise: bool = False) -> tuple[list[str], set[str]]:
-        drained = self.drained
-        staying = {one for one in self.agents.handles() if one not in drained}
-        holders, now = self.agents.catalog.holders, time.monotonic()
+        holders, staying = self.agents.catalog.holders, self.agents.handles().keys() - self.drained
         with self._lock:
-            elsewhere = set(self._promises.could(node, keys, holders, staying, NOTHING.__contains__, now))
+            elsewhere = set(self._promises.could(node, keys, holders, staying, NOTHING.__contains__, time.monotonic()))
         last = [key for key in keys if key not in elsewhere]
         again = self.sources_of(last) if last else set()  # may take a while, so nothing is held meanwhile
+        staying = self.agents.handles().keys() - self.drained
         with self._lock:  # of two that ask at once, the second sees what the first was promised
+            now = time.monotonic()
             allowed = self._promises.could(node, keys, holders, staying, again.__contains__, now)
             if promise:
                 self._promises.give(node, allowed, now)
@@ -232,7 +246,7 @@ class Care(Known):
             if mend and not operation.stopped:
                 self._carry_out(operation, lambda: self.plan_repair(ids, trim=False))
             else:
-                operation.left = _left(self.plan_repair(ids, trim=False))
+                operation.left = self.plan_repair(ids, trim=False).left
 
         return self._start(Operation("verify"), work)
 
@@ -285,7 +299,7 @@ class Care(Known):
                 plan = self.plan_drain([self.node_of(name) for name in asked["nodes"]])
             case _:
                 raise UsageError(f"{kind!r} is not an operation")
-        operation = Operation(kind, phase="planned", left=_left(plan))
+        operation = Operation(kind, phase="planned", left=plan.left)
         operation.planned(plan)
         return operation.told()
 
@@ -355,7 +369,7 @@ class Care(Known):
             perform(plan, operation, self._hands, shards, recipes, self._settings.inflight_bytes)
             if before == (operation.copied, operation.remade, operation.dropped):
                 break
-        operation.left = _left(make_plan())
+        operation.left = make_plan().left
 
     def _details(self, plan: Plan) -> tuple[dict[str, ShardInfo], dict[object, Recipe]]:
         """The shards and recipes that a plan needs, from their manifests: each is read once."""
@@ -376,9 +390,3 @@ class Care(Known):
             for number, digests in promised.items():
                 recipes[manifest_id, number] = Recipe(manifest.items[number], order, digests)
         return shards, recipes
-
-
-def _left(plan: Plan) -> int:
-    """Shards that are not held as they should be."""
-    lost = {key for one in plan.remakes for key in one.keys}
-    return len(lost | {copy.key for copy in plan.copies} | set(plan.hopeless))

@@ -110,6 +110,23 @@ class Known:
         """Manifest -> why it is pinned, on every node."""
         return {key: str(told.get("note", "")) for key, told in self._notes.notes("pin").items()}
 
+    def pin_on(self, waiting: dict[NodeId, set[str]]) -> None:
+        """Pin on nodes that came what is pinned on all; takes out of `waiting` what is done, or void.
+
+        A manifest that is only on its way to a node stays in it. Many nodes are asked at once.
+        """
+        there, nodes = self.pins(), self.agents.handles()
+        alike: dict[tuple[str, frozenset[str]], list[NodeId]] = {}
+        for node, ids in list(waiting.items()):
+            ids.intersection_update(there)
+            if not ids or node not in nodes:
+                del waiting[node]
+            for note in {there[one] for one in ids}:
+                alike.setdefault((note, frozenset(one for one in ids if there[one] == note)), []).append(node)
+        for (note, some), askable in alike.items():
+            for node, pinned in self.ask("pin", sorted(some), note, nodes=askable)[0].items():
+                waiting.get(node, set()).difference_update(pinned)
+
     @property
     def drained(self) -> set[NodeId]:
         """Nodes that get nothing new: by an order of a person, or by Ray's."""
@@ -160,8 +177,9 @@ class Known:
             for manifest_id in {entry.manifest for entry in entries} - there:
                 with self._lock:
                     self.ledger.forget(manifest_id)
-            for manifest_id in orders.keys() - there:
-                self.order("wanted", manifest_id, None)
+            with suppress(StoreError):  # a full disk: the next time
+                for manifest_id in orders.keys() - there:
+                    self.order("wanted", manifest_id, None)
         with self._lock:
             self.ledger.orders = {key: Order.heard(order) for key, order in self._notes.notes("wanted").items()}
             self._learned = True

@@ -86,6 +86,12 @@ class Plan:
         return bool(self.remakes or self.copies or self.drops)
 
     @property
+    def left(self) -> int:
+        """Shards that are not held as they should be."""
+        lost = {key for one in self.remakes for key in one.keys}
+        return len(lost | {copy.key for copy in self.copies} | set(self.hopeless))
+
+    @property
     def bytes(self) -> int:
         """To be copied or made again."""
         return sum(copy.size for copy in self.copies) + sum(one.size for one in self.remakes)

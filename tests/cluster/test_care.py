@@ -11,7 +11,7 @@ import pytest
 from crucible.cluster.admin import Admin
 from crucible.cluster.care import Care
 from crucible.cluster.ledger import Choice, Order
-from crucible.errors import ClusterError, UsageError
+from crucible.errors import ClusterError, DiskFull, UsageError
 from crucible.refs import NodeId
 from tests.cluster.caring import CLUSTER, caring, make_manifest
 
@@ -160,6 +160,73 @@ def test_a_repair_that_nobody_asked_for_and_that_failed_is_tried_again_later(tmp
     assert care._lost_at is not None, "it will be tried again"
 
 
+def test_a_loss_is_not_forgotten_where_nobody_could_look_after_it_just_now(tmp_path: Path) -> None:
+    """Neither a disk that takes no order, nor an answer that does not come, nor an operation that fails is its end."""
+    manifest = make_manifest(4)
+    care, agents, hands = caring(tmp_path, NODES, [manifest], repair_after_s=0.01)
+    keys = [shard.key for shard in manifest.shards]
+    for name in NODES[:2]:
+        agents.catalog.add(NodeId(name), keys)
+    care.learn()
+    care.promise(manifest.id, Order(2, CLUSTER))
+    care.order("drain", "zzzz", {"cluster": "a cluster before"})
+    care.order("wanted", "m" * 64, {"replicas": 1})
+
+    def full(*_: Any) -> None:
+        raise DiskFull(str(tmp_path), "1 byte", "here")
+
+    note, ask, details = care._notes.note, hands.ask, care._details
+    care._notes.note = full  # type: ignore[method-assign]
+    care.look(alone=False)
+    agents.lose("bbbb")
+    care.look(alone=False)
+    time.sleep(0.02)
+    hands.ask = full  # type: ignore[method-assign]
+    with pytest.raises(DiskFull):
+        care.look(alone=False)
+    assert (care._lost_at is not None, care.operations()) == (True, [])
+    hands.ask, care._wait_s = ask, 0.0  # type: ignore[method-assign]
+    care._details = full  # type: ignore[method-assign]
+    time.sleep(0.02)
+    care.look(alone=False)
+    rest(care)
+    assert care.operations()[-1]["phase"] == "failed"
+    assert care._lost_at is not None, "it will be tried again"
+    care._details, care._wait_s = details, 0.0  # type: ignore[method-assign]
+    time.sleep(0.02)
+    care.look(alone=False)
+    rest(care)
+    assert (care.operations()[-1]["phase"], agents.catalog.held(NodeId("cccc"))) == ("done", 4)
+    care._notes.note = note  # type: ignore[method-assign]
+
+
+def test_a_node_that_replaces_a_lost_one_gets_the_copies_that_there_were_too_few_nodes_for(tmp_path: Path) -> None:
+    manifest = make_manifest(4)
+    care, agents, _ = caring(tmp_path, NODES[:2], [manifest], repair_after_s=0.01)
+    for name in NODES[:2]:
+        agents.catalog.add(NodeId(name), [shard.key for shard in manifest.shards])
+    care.learn()
+    care.promise(manifest.id, Order(2, CLUSTER))
+    care.look(alone=False)
+    agents.lose("bbbb")
+    for _ in range(3):
+        care.look(alone=False)
+        time.sleep(0.02)
+    assert care.operations() == [], "one node cannot hold two copies"
+    agents.nodes[NodeId("cccc")] = "http://10.0.0.9:1"
+    for _ in range(2):
+        care.look(alone=False)
+        time.sleep(0.02)
+    care.look(alone=False)
+    rest(care)
+    assert agents.catalog.held(NodeId("cccc")) == 4
+    agents.nodes[NodeId("dddd")] = "http://10.0.0.8:1"
+    for _ in range(3):
+        care.look(alone=False)
+        time.sleep(0.02)
+    assert len(care.operations()) == 1, "there were enough nodes already"
+
+
 def test_admin_does_what_it_knows_and_nothing_that_is_private(tmp_path: Path) -> None:
     admin = Admin(caring(tmp_path, NODES)[0])
     for what in ("_run", "nonsense", "ledger"):
@@ -222,3 +289,28 @@ def test_a_node_that_comes_is_told_of_pins_until_it_has_the_manifest(tmp_path: P
     for _ in range(6):
         care.look(alone=False)
     assert asked == ["bbbb"] * 3
+
+
+def test_many_nodes_that_come_are_told_of_many_pins_at_once(tmp_path: Path) -> None:
+    """A coordinator that starts meets all nodes: a question for each node and pin would keep it from all else."""
+    manifests = [make_manifest(1, repo=f"org/{number}") for number in range(5)]
+    care, agents, hands = caring(tmp_path, [f"{number:04x}" for number in range(30)], manifests)
+    for one in manifests:
+        care.order("pin", one.id, {"note": "run 17"})
+    pinned: dict[NodeId, set[str]] = {}
+    asked = 0
+
+    def ask(method: str, *said: Any, nodes: Any = None, **_: Any) -> tuple[dict[NodeId, Any], dict[NodeId, str]]:
+        nonlocal asked
+        if method != "pin":
+            return {}, {}
+        asked += 1
+        for node in nodes:
+            pinned.setdefault(node, set()).update(said[0])
+        return {node: list(said[0]) for node in nodes}, {}
+
+    hands.ask = ask  # type: ignore[method-assign, assignment]
+    for _ in range(3):
+        care.look(alone=False)
+    assert asked == 1
+    assert pinned == {node: {one.id for one in manifests} for node in agents.nodes}
