@@ -22,14 +22,14 @@ from crucible.refs import NodeId
 from crucible.stopping import Stopped, never, rest
 from crucible.workers.evict import Alone, Neighbours, evict, spare_of
 from crucible.workers.litter import litter, sweep
-from crucible.workers.scrub import WRONG, heal, scrub
+from crucible.workers.scrub import WRONG, Finding, heal, scrub
 
 FIRST_SCRUB_S = 600.0
 """After an agent has started: what else starts with it comes first."""
 SCRUB_REST_S = 6 * 3600.0
 """Between two rounds through a store."""
 MOST_FINDINGS = 10_000
-"""That one call tells: more of them say no more."""
+"""That one call tells of what is wrong, and of what is only untidy: more of them say no more."""
 log = logging.getLogger("crucible.integrity")
 
 
@@ -114,13 +114,14 @@ class Keeping:
 
     def verify(self, keys: Sequence[str] | None, deep: bool = False) -> list[dict[str, Any]]:
         """What is wrong with these shards, or with all of the store; see `scrub`. Wrong ones are in quarantine then."""
-        found = []
+        wrong: list[Finding] = []
+        others: list[Finding] = []
         with self._looking:
             for finding in scrub(self._store, keys, deep=deep):
-                found.append(finding.to_dict())
-                if len(found) == MOST_FINDINGS:
-                    break
-        return found
+                kept = wrong if finding.kind in WRONG else others
+                if len(kept) < MOST_FINDINGS:  # else it is looked at, and put aside, all the same
+                    kept.append(finding)
+        return [finding.to_dict() for finding in (*wrong, *others)]
 
     def quarantined(self) -> list[dict[str, Any]]:
         """{key, path, bytes, at} of what lies in quarantine, oldest first; at in seconds since 1970."""

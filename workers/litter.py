@@ -58,9 +58,12 @@ class Litter:
     bytes: int
     """That removing it gives back."""
     why: str
+    changed_ns: int = 0
+    """Its ctime when it was looked at."""
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """As an admin sees it."""
+        return {name: value for name, value in asdict(self).items() if name != "changed_ns"}
 
 
 def litter(store: Store) -> list[Litter]:
@@ -69,9 +72,11 @@ def litter(store: Store) -> list[Litter]:
     if not home.is_dir():
         return []
     now = disk_time(home) if os.access(home, os.W_OK) else time.time()
+    dead = set(dead_workspaces(home / "tmp"))
     found = [
-        Litter(str(path), "dead workspace", tree_bytes(path), "its process is dead")
-        for path in dead_workspaces(home / "tmp")
+        _one(path, status, "dead workspace", "its process is dead")
+        for path, status in _entries(home / "tmp")
+        if path in dead
     ]
     found += _old(home / "early", "stale early manifest", EARLY_KEEP_S, now, lambda name: name.endswith(".json"))
     found += _old(home / "quarantine", "old quarantine", QUARANTINE_KEEP_S, now)
@@ -87,11 +92,13 @@ def litter(store: Store) -> list[Litter]:
 
 
 def sweep(found: Iterable[Litter]) -> list[Litter]:
-    """Remove them; those that are gone now, by us. What somebody leases, or has written to since, stays."""
+    """Remove them; those that are gone now, by us. What somebody leases, or has used or written to since, stays."""
     gone = []
     for one in found:
         path = Path(one.path)
         try:
+            if os.lstat(path).st_ctime_ns != one.changed_ns:
+                continue
             if one.kind == "unreferenced shard":
                 store = Store(path.parent.parent.parent)
                 if store.evict(path.stem):
@@ -113,7 +120,7 @@ def _old(
     for path, status in _entries(folder):
         age = now - status.st_mtime if kind != "old quarantine" else now - max(status.st_mtime, status.st_ctime)
         if counts(path.name) and age > keep_s:
-            yield Litter(str(path), kind, _size(path, status), f"{_days(age)} old")
+            yield _one(path, status, kind, f"{_days(age)} old")
 
 
 def _is_a_lock(name: str) -> bool:
@@ -136,7 +143,7 @@ def _raw(store: Store, now: float) -> Iterator[Litter]:
     for path, status in _entries(store.home / "raw"):
         age = now - status.st_mtime
         if age > RAW_KEEP_S and not _brought(path):
-            yield Litter(str(path), "old source file", _size(path, status), f"not written to for {_days(age)}")
+            yield _one(path, status, "old source file", f"not written to for {_days(age)}")
 
 
 def _brought(path: Path) -> bool:
@@ -160,23 +167,22 @@ def _pins(home: Path) -> Iterator[Litter]:
         if not (home / "manifests" / f"{pin.manifest}.json").exists():
             path = home / "pins" / f"{pin.manifest}.json"
             with suppress(OSError):
-                yield Litter(
-                    str(path), "pin without manifest", path.stat().st_size, "its manifest is not here any more"
-                )
+                yield _one(path, path.lstat(), "pin without manifest", "its manifest is not here any more")
 
 
 def _records(store: Store) -> Iterator[Litter]:
     """Items none of whose shards is here: what is evicted for good. One with some left is made again as a whole."""
     for entry in key_files(store.home / "items", "json"):
         with suppress(FileNotFoundError):
+            status = entry.stat()
             try:
                 shards = [ShardInfo(**shard) for shard in json.loads(Path(entry.path).read_bytes())["shards"]]
             except (ValueError, KeyError, TypeError):
-                yield Litter(entry.path, "record without shards", entry.stat().st_size, "it cannot be read")
+                yield _one(Path(entry.path), status, "record without shards", "it cannot be read")
                 continue
             if shards and not any(store.has_shard(shard) for shard in shards):
                 why = f"none of its {len(shards)} shards is here"
-                yield Litter(entry.path, "record without shards", entry.stat().st_size, why)
+                yield _one(Path(entry.path), status, "record without shards", why)
 
 
 def _unreferenced(store: Store, now: float) -> Iterator[Litter]:
@@ -192,7 +198,7 @@ def _unreferenced(store: Store, now: float) -> Iterator[Litter]:
             status = entry.stat()
             used = max(status.st_mtime, status.st_atime, status.st_ctime)
             if now - used > UNREFERENCED_KEEP_S and (began is None or used < began):
-                yield Litter(entry.path, "unreferenced shard", status.st_size, "no manifest here names it")
+                yield _one(Path(entry.path), status, "unreferenced shard", "no manifest here names it")
 
 
 def _early_keys(store: Store) -> set[str]:
@@ -204,29 +210,35 @@ def _early_keys(store: Store) -> set[str]:
 
 
 def _jobs(store: Store) -> Iterator[Litter]:
+    before = dict(_entries(store.home / "jobs"))
     for path, _, over in jobs_seen(store):
-        if over:
-            with suppress(OSError):
-                yield Litter(str(path), "ended job", path.stat().st_size, "nothing was done for it for a day")
+        if over and path in before and not path.name.startswith("."):
+            yield _one(path, before[path], "ended job", "nothing was done for it for a day")
 
 
 def _dead_promises(home: Path) -> Iterator[Litter]:
-    before = {path for path, _ in _entries(home / "room") if path.name.endswith(ROOM_SUFFIX)}
+    before = [(path, status) for path, status in _entries(home / "room") if path.name.endswith(ROOM_SUFFIX)]
     alive = {promise.path for promise in RoomBook(home).promises(keep=True)}
-    for path in sorted(before - alive):
-        with suppress(OSError):
-            yield Litter(str(path), "dead promise", path.stat().st_size, "its process is dead")
+    for path, status in before:
+        if path not in alive:
+            yield _one(path, status, "dead promise", "its process is dead")
 
 
 def _half_written(home: Path, now: float) -> Iterator[Litter]:
     """Scratch files of records whose writer was killed between its write and its rename."""
-    folders = ["", "items/*", "manifests", "refs/*/*/*", "pins", "leases", "room", "seen", "early"]
+    folders = ["", "items/*", "manifests", "refs/*/*", "refs/*/*/*", "pins", "leases", "room", "seen", "early"]
+    folders += ["jobs", "coordinator", "tls"]
     for pattern in folders:
         for folder in [home] if not pattern else sorted(home.glob(pattern)):
             for path, status in _entries(folder):
                 age = now - status.st_mtime
                 if path.name.startswith(".") and stat.S_ISREG(status.st_mode) and age > HALF_KEEP_S:
-                    yield Litter(str(path), "half-written record", _size(path, status), f"{_days(age)} old")
+                    yield _one(path, status, "half-written record", f"{_days(age)} old")
+
+
+def _one(path: Path, status: os.stat_result, kind: Kind, why: str) -> Litter:
+    """What has just been looked at; `status` is from before it was judged."""
+    return Litter(str(path), kind, _size(path, status), why, status.st_ctime_ns)
 
 
 def _entries(folder: Path) -> list[tuple[Path, os.stat_result]]:

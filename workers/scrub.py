@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from json import loads
@@ -24,7 +24,7 @@ from crucible.cache.seen import stamp_of
 from crucible.cache.store import Store
 from crucible.config import Settings
 from crucible.errors import CrucibleError, ManifestError
-from crucible.manifest import Manifest, manifest_from_json
+from crucible.manifest import manifest_from_json
 from crucible.refs import ShardInfo
 from crucible.stopping import never, rest
 
@@ -59,13 +59,9 @@ class Finding:
         return said + (" (in quarantine)" if self.quarantined else "")
 
 
-@dataclass(frozen=True, slots=True)
-class _Known:
-    """What a shard should be."""
-
-    size: int
-    digest: str
-    manifest: str
+_Known = tuple[int, str, str]
+"""What a shard should be, as a manifest says: bytes, digest, id of the manifest. Two manifests may differ in it, where
+another pyarrow made the shard anew; either is right then."""
 
 
 def scrub(
@@ -82,15 +78,17 @@ def scrub(
     cluster it lies elsewhere. Raises Stopped.
     """
     wanted = None if keys is None else frozenset(keys)
-    manifests, unreadable = _manifests(store)
+    here = frozenset(key for key, _ in store.shards()) if wanted is None else wanted
+    known, unreadable = _known(store, here)
     if wanted is None:
         yield from unreadable
-    known = _known(manifests, wanted)
     pace = _Pace(rate, stopped)
     aside: set[str] = set()
-    for key in (key for key, _ in store.shards()) if wanted is None else sorted(wanted):
+    for key in sorted(here):
         rest(0, stopped)
-        if (finding := _shard(store, key, known.get(key), pace if deep else None)) is not None:
+        if (finding := _shard(store, key, known.get(key, ()), pace if deep else None)) is not None:
+            if wanted is None and finding.kind == "missing":
+                continue  # it was evicted since
             aside.add(key)
             yield finding
         elif wanted is None and key not in known:
@@ -109,57 +107,54 @@ def heal(
     wanted = {finding.key for finding in findings if finding.kind in WRONG}
     outcome: dict[str, str] = dict.fromkeys(sorted(wanted), "no manifest of this node names it")
     source = NodeShards(settings)
-    for manifest in store.manifests():
-        for shard in manifest.shards if wanted else ():
+    for manifest in store.manifests() if wanted else ():
+        for shard in manifest.shards:
             if shard.key in wanted:
-                wanted.discard(shard.key)
                 try:
                     source.path(manifest, shard, stopped)
-                    outcome[shard.key] = ""
-                except CrucibleError as error:
+                except CrucibleError as error:  # another manifest may mean it as it can be had
                     outcome[shard.key] = str(error)
+                else:
+                    wanted.discard(shard.key)
+                    outcome[shard.key] = ""
     return outcome
 
 
-def _manifests(store: Store) -> tuple[list[Manifest], list[Finding]]:
-    found, unreadable = [], []
+def _known(store: Store, wanted: frozenset[str]) -> tuple[Mapping[str, tuple[_Known, ...]], list[Finding]]:
+    """What the shards `wanted` should be, and the manifests that cannot be read. One manifest at a time in memory."""
+    known: dict[str, tuple[_Known, ...]] = {}
+    unreadable = []
     with suppress(FileNotFoundError):
         for path in sorted((store.home / "manifests").glob("*.json")):
             try:
-                found.append(manifest_from_json(path.read_bytes(), path.stem))
+                manifest = manifest_from_json(path.read_bytes(), path.stem)
             except (ManifestError, OSError) as error:
                 unreadable.append(Finding("unreadable manifest", path.stem, str(path), found=str(error)))
-    return found, unreadable
+                continue
+            for shard in manifest.shards:
+                if shard.digest and shard.key in wanted:
+                    known[shard.key] = (*known.get(shard.key, ()), (shard.size, shard.digest, manifest.id))
+    return known, unreadable
 
 
-def _known(manifests: list[Manifest], wanted: frozenset[str] | None) -> Mapping[str, _Known]:
-    known: dict[str, _Known] = {}
-    for manifest in manifests:
-        for shard in manifest.shards:
-            if shard.digest and (wanted is None or shard.key in wanted):
-                known.setdefault(shard.key, _Known(shard.size, shard.digest, manifest.id))
-    return known
-
-
-def _shard(store: Store, key: str, known: _Known | None, pace: _Pace | None) -> Finding | None:
+def _shard(store: Store, key: str, known: Sequence[_Known], pace: _Pace | None) -> Finding | None:
     path = store.shard_path(key)
-    manifest = "" if known is None else known.manifest
+    size, digest, manifest = known[0] if known else (0, store.seen.expected(key), "")
     try:
         status = os.stat(path)
     except OSError as error:
         return Finding("missing", key, str(path), found=error.strerror or "", manifest=manifest)
     stamp = stamp_of(status)
-    if known is not None and status.st_size != known.size:
+    if known and all(status.st_size != size for size, _, _ in known):
         store.quarantine(key, stamp)
-        expected, found = f"{known.size:,} bytes", f"{status.st_size:,} bytes"
+        expected, found = f"{size:,} bytes", f"{status.st_size:,} bytes"
         return Finding("wrong size", key, str(path), expected, found, manifest, quarantined=True)
-    digest = store.seen.expected(key) if known is None else known.digest
     if pace is None or digest is None:
         return None
     pace.spend(status.st_size)
     _let_go(path)
     hashed = hash_shard(store, key)
-    if hashed is None or hashed == digest:  # None: it was evicted meanwhile
+    if hashed is None or hashed == digest or any(hashed == right for _, right, _ in known):  # None: evicted meanwhile
         return None
     put_aside(store, key, stamp, digest, hashed)
     return Finding("wrong bytes", key, str(path), digest, hashed, manifest, quarantined=True)

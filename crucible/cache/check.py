@@ -133,7 +133,9 @@ def mark_used(store: Store, key: str, since: float) -> None:
         status = os.stat(path)
         if max(status.st_atime, status.st_mtime) >= since:
             return
-        digest = store.seen.digest(key, stamp_of(status))
+        stamp = stamp_of(status)
+        digest = store.seen.digest(key, stamp)
         os.utime(path, ns=(time.time_ns(), status.st_mtime_ns))
-        if digest is not None:  # a look at the clock is no write to the file
-            store.seen.note(key, digest, stamp_of(os.stat(path)))
+        now = stamp_of(os.stat(path))
+        if digest is not None and now[:3] == stamp[:3]:  # a look at the clock is no write; but it may be another file
+            store.seen.note(key, digest, now)

@@ -275,6 +275,17 @@ class LeaseBook:
         self._files = found
 
 
+_BOOKS: dict[Path, LeaseBook] = {}
+
+
+def lease_book_of(home: Path) -> LeaseBook:
+    """This process's look at the leases of the store at `home`."""
+    return _BOOKS.get(home) or _BOOKS.setdefault(home, LeaseBook(home / "leases"))
+
+
+os.register_at_fork(after_in_child=_BOOKS.clear)  # a thread of the parent may have held a lock
+
+
 def _lease_files(folder: Path) -> list[Path]:
     with suppress(OSError), os.scandir(folder) as entries:
         return [folder / entry.name for entry in entries if entry.name.endswith(SUFFIX)]

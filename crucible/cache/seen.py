@@ -44,8 +44,9 @@ class _Page:
 class Seen:
     """The notes of one store. Concurrency: any thread; any number of processes, on a disk that appends whole lines."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, shards: Path | None = None) -> None:
+        """`shards` is where the shards lie, by which those that are gone for good are told."""
+        self._folder, self._shards = folder, shards
         self._lock = threading.Lock()
         self._pages: dict[str, _Page] = {}
         self._boot = (Owner.current().boot or "unknown")[:8]
@@ -85,7 +86,7 @@ class Seen:
                 finally:
                     os.close(descriptor)
                 if end > LEAST_BYTES and end > SPARE_LINES * len(line) * len(page.notes):
-                    self._rewrite(key[:2])
+                    self._tidy(key[:2], end // (SPARE_LINES * len(line)))
 
     # --- with the lock held
 
@@ -114,9 +115,14 @@ class Seen:
         else:
             page.notes.setdefault(key, (digest, None))
 
-    def _rewrite(self, name: str) -> None:
-        """Leave out what no longer counts."""
+    def _tidy(self, name: str, most: int) -> None:
+        """Leave out old lines and shards that are gone, if fewer than `most` notes are left then."""
         page = self._read(name)
+        gone = [key for key in page.notes if self._shards and not os.path.exists(f"{self._shards}/{name}/{key}.arrow")]
+        for key in gone:
+            del page.notes[key]
+        if len(page.notes) >= most:
+            return
         lines = [
             f"{key} {digest} {self._boot if stamp else 'before'} {' '.join(map(str, stamp or (0, 0, 0, 0)))}\n"
             for key, (digest, stamp) in page.notes.items()
@@ -134,7 +140,7 @@ _ALL: dict[Path, Seen] = {}
 
 def seen_of(home: Path) -> Seen:
     """This process's notes of the store at `home`."""
-    return _ALL.get(home) or _ALL.setdefault(home, Seen(home / "seen"))
+    return _ALL.get(home) or _ALL.setdefault(home, Seen(home / "seen", home / "shards"))
 
 
 os.register_at_fork(after_in_child=_ALL.clear)  # a thread of the parent may have held a lock

@@ -39,7 +39,7 @@ from crucible.cache.blobs import BlobFolder
 from crucible.cache.disk import LOCK_WAIT_S, fsync_folder, key_files, sweep_workspaces, write_atomic
 from crucible.cache.disk import disk_errors as disk_errors
 from crucible.cache.disk import is_key as is_key
-from crucible.cache.holds import Holds, LeaseBook, holds_of
+from crucible.cache.holds import Holds, holds_of, lease_book_of
 from crucible.cache.layout import LAYOUT, open_layout
 from crucible.cache.seen import Seen, Stamp, seen_of, stamp_of
 from crucible.errors import ManifestError, StoreError
@@ -48,6 +48,8 @@ from crucible.refs import NodeId, RepoRef, ShardInfo, WorkItem, digest_of
 from crucible.report import ItemResult
 from crucible.stopping import LOOK_S, check, never
 
+_NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL})
+"""What a disk without locks says of one."""
 RAW_KEEP_S = 86_400.0
 """A source file nobody wrote to for a day is not on its way any more."""
 
@@ -62,12 +64,11 @@ class Store:
 
     def __init__(self, home: Path) -> None:
         self.home = home
-        self._leases = LeaseBook(home / "leases")
         self._shards = str(home / "shards")
         open_layout(home)
 
     def __reduce__(self) -> tuple[type[Store], tuple[Path]]:
-        return Store, (self.home,)  # what it has read of leases stays behind
+        return Store, (self.home,)
 
     @property
     def raw(self) -> BlobFolder:
@@ -104,9 +105,10 @@ class Store:
         target = self.shard_path(key)
         with disk_errors(target, "the name of a finished shard"):
             target.parent.mkdir(parents=True, exist_ok=True)
+            inode = os.stat(draft).st_ino
             os.replace(draft, target)
-            if digest:
-                self.seen.note(key, digest, stamp_of(os.stat(target)))
+            if digest and (stamp := stamp_of(os.stat(target)))[0] == inode:  # else another process's, by now
+                self.seen.note(key, digest, stamp)
             fsync_folder(target.parent)
         return target
 
@@ -148,7 +150,7 @@ class Store:
 
     def leased(self) -> set[str]:
         """Keys of the shards that a living process of this node reads, or has fetched ahead."""
-        return self._leases.keys()
+        return lease_book_of(self.home).keys()
 
     def evict(self, key: str) -> int:
         """Remove a shard, unless somebody has leased it. Returns the bytes freed: 0 if it is leased, or not here.
@@ -156,7 +158,7 @@ class Store:
         Who leases it in this very moment finds it gone and fetches it again, or has it mapped and keeps it.
         """
         path = self.shard_path(key)
-        if self._leases.has(key):
+        if lease_book_of(self.home).has(key):
             return 0
         with disk_errors(path), suppress(FileNotFoundError):
             size = path.stat().st_size
@@ -291,8 +293,14 @@ class Store:
             path.parent.mkdir(parents=True, exist_ok=True)
             give_up = time.monotonic() + LOCK_WAIT_S
             while not lock.is_locked and (left := give_up - time.monotonic()) > 0:
-                with suppress(Timeout):
+                try:
                     lock.acquire(timeout=left if stopped is never else min(left, LOOK_S))
+                except Timeout:
+                    pass
+                except (OSError, NotImplementedError) as error:  # the latter of older filelocks, for ENOSYS
+                    if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
+                        raise
+                    break
                 if stopped():
                     break
         try:

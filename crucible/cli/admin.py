@@ -48,12 +48,12 @@ def choice(*, required: bool = False) -> Callable[[Any], Any]:
     return decorated
 
 
-def go_ahead(question: str, said_yes: bool) -> None:
-    """Ask, unless it was said already. Raises UsageError where nobody can be asked."""
+def go_ahead(question: str, said_yes: bool, *, look: str = ", or --dry-run to look") -> None:
+    """Ask, unless it was said already. Raises UsageError where nobody can be asked; `look` is what else can be done."""
     if said_yes:
         return
     if not sys.stdin.isatty():
-        raise UsageError(f"{question} Nobody can be asked here: give -y to go ahead, or --dry-run to look")
+        raise UsageError(f"{question} Nobody can be asked here: give -y to go ahead{look}")
     click.confirm(question, abort=True, err=True)
 
 

@@ -47,9 +47,9 @@ def command(
 
     if bool(chosen) == (need is not None):
         raise UsageError("name what to evict, or how much with --bytes; `crucible status` lists what there is")
+    size = 0 if need is None else parse_size(need, "--bytes")
     if not dry_run:
         admin.go_ahead(f"Remove {chosen if need is None else need + ' a node'} from the disks?", yes)
-    size = 0 if need is None else parse_size(need, "--bytes")
     told = manage.evict(chosen or None, need_bytes=size, nodes=nodes, dry_run=dry_run, address=address)
     if as_json:
         print_json(told)

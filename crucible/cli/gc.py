@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from crucible.cli import admin, options
-from crucible.cli.show import human, print_json, print_table
+from crucible.cli.show import count, human, print_json, print_table
 
 
 @click.command("gc")
@@ -34,18 +34,18 @@ def command(dry_run: bool, yes: bool, limit: int, address: str | None, as_json: 
     if not dry_run:
         if told is not None and told["litter"]:
             whole = sum(one["bytes"] for one in told["litter"])
-            admin.go_ahead(f"Remove {len(told['litter']):,} things, {human(whole)}?", yes)
+            admin.go_ahead(f"Remove {count(len(told['litter']), 'thing')}, {human(whole)}?", yes)
         if told is None or told["litter"]:
             told = manage.gc(dry_run=False, address=address)
     assert told is not None
     if as_json:
         print_json(told)
     else:
-        _show(told["litter"], limit)
+        _show(told["litter"], limit, "would go" if dry_run else "gone")
     admin.show_problems(told["problems"])
 
 
-def _show(litter: list[dict[str, Any]], limit: int) -> None:
+def _show(litter: list[dict[str, Any]], limit: int, fate: str) -> None:
     if not litter:
         click.echo("nothing to remove")
         return
@@ -53,6 +53,6 @@ def _show(litter: list[dict[str, Any]], limit: int) -> None:
     for one in litter:
         kinds[one["node"], one["kind"]].append(one["bytes"])
     lines = [(node[:12], kind, f"{len(sizes):,}", human(sum(sizes))) for (node, kind), sizes in sorted(kinds.items())]
-    print_table(("node", "what", "number", "bytes"), lines[: limit or None], left=2)
+    print_table(("node", "what", fate, "bytes"), lines[: limit or None], left=2)
     if limit and len(lines) > limit:
         click.echo(f"and {len(lines) - limit:,} lines more; --limit 0 shows all")

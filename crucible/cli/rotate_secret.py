@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from crucible.cli import options
+from crucible.cli import admin, options
 from crucible.cli.show import print_json
 
 
@@ -17,7 +17,7 @@ from crucible.cli.show import print_json
     show_default=True,
     help="How long the old secret is accepted; 0 when it may be known to others.",
 )
-@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@admin.yes
 @options.address
 @options.as_json
 def command(overlap: float, yes: bool, address: str | None, as_json: bool) -> None:
@@ -33,8 +33,7 @@ def command(overlap: float, yes: bool, address: str | None, as_json: bool) -> No
     """
     from crucible import session
 
-    if not yes:
-        click.confirm("Give all nodes of this cluster a new secret?", abort=True, err=True)
+    admin.go_ahead("Give all nodes of this cluster a new secret?", yes, look="")
     told = session.rotate_secret(address, overlap_s=overlap)
     if as_json:
         print_json(told)
