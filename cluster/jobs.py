@@ -6,7 +6,7 @@ import threading
 from dataclasses import dataclass, field
 
 from crucible.cluster.drive import with_waiting
-from crucible.cluster.journal import Value
+from crucible.cluster.journal import JOBS_KEPT, Value
 from crucible.cluster.readers import Answer, Readers
 from crucible.config import Token
 from crucible.errors import CrucibleError, JobUnknown, TokenForgotten
@@ -19,6 +19,8 @@ TOKEN_WAIT_S = 20.0
 one the Hub would be asked for nothing, and readers of the job would hear that it failed."""
 REMEMBERED = 4
 """Jobs that have ended and whose readers are still answered in full. Later ones find the manifests in the stores."""
+HELD = JOBS_KEPT
+"""Jobs that have ended and whose end is told to a driver that comes late. The journal has no more of them either."""
 
 
 @dataclass
@@ -105,13 +107,16 @@ class Jobs:
         return with_waiting(job.progress, job.governor.waiting())
 
     def ended(self, job: Job) -> None:
-        """The job has its report or its error. What the readers of long ended ones were told is dropped."""
+        """The job has its report or its error. What the readers of long ended ones were told is dropped, and the
+        oldest are forgotten."""
         if job.error is not None:
             job.readers.fail(job.error)
         job.ended.set()
         with self._lock:
-            over = [one for one in self._jobs.values() if one.ended.is_set()]
-        for old in over[:-REMEMBERED]:
+            over = [(name, one) for name, one in self._jobs.items() if one.ended.is_set()]
+            for name, _ in over[:-HELD]:
+                del self._jobs[name]
+        for _, old in over[:-REMEMBERED]:
             old.readers.forget()
 
     def all(self) -> dict[str, Job]:

@@ -47,7 +47,9 @@ from crucible.workers.fencing import FOLDER, Epoch
 log = logging.getLogger("crucible.coordinator")
 
 SLACK = 4
-"""A journal is made shorter when it has so many times more lines than cells, and more than `LEAST_LINES`."""
+"""A journal is made shorter when it has so many times more lines than cells, and more than `LEAST_LINES`; or when there
+are `GROWTH` times more cells than after the last time: jobs of few lines, as all are that find everything done."""
+GROWTH = 2
 LEAST_LINES = 256
 SUFFIX = ".journal"
 DRAFT_KEPT_S = 3600.0
@@ -72,7 +74,7 @@ class Logbook:
         self._path: Path | None = None
         self._epoch = Epoch(cluster, 0, "")
         self._number = 0
-        self._lines = 0
+        self._lines = self._kept = 0
         self._cells: dict[str, Cell] = {}
         self._others: list[Path] = []
         with store.lock("coordinator"):
@@ -169,7 +171,9 @@ class Logbook:
         reach("journal.after")
 
     def _shorten(self) -> None:
-        if self._path is not None and self._lines > LEAST_LINES and self._lines > SLACK * len(self._cells):
+        cells = len(self._cells)
+        long = self._lines > max(LEAST_LINES, SLACK * cells) or cells > GROWTH * max(LEAST_LINES, self._kept)
+        if self._path is not None and long:
             self._rewrite()
 
     def _rewrite(self) -> None:
@@ -191,7 +195,7 @@ class Logbook:
             fsync_folder(self._folder)
             self.close()
             self._file = self._path.open("ab", buffering=0)
-        self._lines = len(self._cells)
+        self._lines = self._kept = len(self._cells)
 
     def _read(self) -> None:
         """Take in all journals that are ours to take over, and note those that nobody needs then."""

@@ -95,8 +95,8 @@ class Readers:
     def forget(self) -> None:
         """The job ended long ago: a reader who comes now is told that there is none."""
         with self._lock:
-            self._state, self._manifests = "forgotten", ()
-            self._made, self._places = {}, None
+            self._state, self._manifests, self._wished = "forgotten", (), []
+            self._made, self._places, self._prepared, self._early = {}, None, None, None
 
     # --- what readers ask
 
@@ -125,12 +125,12 @@ class Readers:
         with self._lock:
             if self._state == "failed":
                 return {"state": "failed", "error": self._error}
+            if self._state == "forgotten":
+                return {"state": "unknown"}
             if self._state != "done":
                 places = self._items()
                 self._wished.append(tuple(index for key in keys[:MOST_KEYS] for index in places.get(key, ())))
             found = [shard for key in keys[:MOST_KEYS] for shard in self._made.get(key, ())]
-            if self._state == "forgotten":
-                return {"state": "unknown"}
             return {"state": self._state, "shards": [asdict(shard) for shard in found]}
 
     # --- inside

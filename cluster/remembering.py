@@ -8,11 +8,13 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from dataclasses import replace
 from typing import Any
 
 from crucible.cluster.agents import Agents
+from crucible.cluster.drive import as_crucible_error
 from crucible.cluster.jobs import Job, Jobs
-from crucible.cluster.journal import ENDED, Value, notes
+from crucible.cluster.journal import ENDED, Cells, Value, notes
 from crucible.cluster.logbook import Logbook
 from crucible.cluster.remembered import (
     accepted,
@@ -28,7 +30,7 @@ from crucible.cluster.remembered import (
 )
 from crucible.cluster.running import Runner
 from crucible.config import Token, node_settings
-from crucible.errors import CrucibleError, JobUnknown, StoreError
+from crucible.errors import CrucibleError, JobUnknown, StaleCoordinator, StoreError
 from crucible.failpoints import reach
 from crucible.refs import DataRequest
 from crucible.report import JobReport
@@ -103,40 +105,68 @@ class Memory:
             self.tell()
 
     def tell(self) -> None:
-        """Let every node know what must not be forgotten."""
-        self._agents.tell(*self._logbook.told())
+        """Let every node know what must not be forgotten. What cannot be told now, the next word tells.
+
+        Raises StaleCoordinator.
+        """
+        try:
+            self._agents.tell(*self._logbook.told())
+        except StaleCoordinator:
+            raise
+        except Exception:  # Ray's, such as for an object store that is full: no reason to end a job
+            log.warning("the nodes could not be told what must not be forgotten", exc_info=True)
 
     def learn(self, lines: bytes) -> None:
         """Take in what a node was told; jobs of which nobody here had heard go on."""
+        before = self._logbook.cells
         try:
             fresh = self._logbook.learn(lines)
         except StoreError as error:
             log.warning("what a node was told is not in the journal: %s", error)
             fresh = True
         if fresh and self.known.is_set():
-            self.resume()
+            self._resume(before)
 
     def resume(self) -> None:
         """Go on with every job that has not ended. A driver that waits for one finds it by its name."""
-        for name, value in notes(self._logbook.cells, "job").items():
-            try:
-                request, options = request_of(value), options_of(value, node_settings())
-            except (KeyError, TypeError):
-                log.warning("job %s: the journal has it in words of another version; start it again", name)
+        before = self._logbook.cells
+        try:
+            self._resume({})
+        finally:
+            self.known.set()
+        self._resume(before)  # what was learned between the first look and that
+
+    def _resume(self, before: Cells) -> None:
+        """Of the jobs that `before` did not have as they are now. One that is not understood holds up no other."""
+        now = self._logbook.cells
+        for name, value in notes(now, "job").items():
+            if now[f"job/{name}"] == before.get(f"job/{name}"):
                 continue
-            own = options.on_this_node().token
-            if must_go_on(value, self._agents.turn.epoch.cluster):
-                if (record := self._jobs.add(name, request, options.endpoint, own)) is not None:
-                    record.value = {**value, "epoch": self._agents.turn.epoch.number}
-                    record.forgotten = bool(value["token"]) and own is None
-                    self.note(name, record)
-                    self._start(name, record, request, options)
-            elif value["phase"] not in ENDED:
-                self._put(name, with_end(value, "interrupted", time.time(), None, None))
-            elif (ended := self._jobs.add(name, request, options.endpoint, own)) is not None:
-                ended.value, ended.report = value, report_of(value)
-                ended.error = error_of(value) or (None if ended.report else JobUnknown(name))
-                ended.progress = progress_of(name, value)
+            try:
+                self._go_on(name, value)
+            except StaleCoordinator:
+                raise
+            except Exception as error:  # noqa: BLE001 - whatever it is
+                log.warning("job %s: cannot go on with what the journal has of it; start it again: %r", name, error)
+
+    def _go_on(self, name: str, value: Value) -> None:
+        """Raises KeyError or TypeError for what another version wrote."""
+        request, options = request_of(value), options_of(value, node_settings())
+        own = options.on_this_node().token
+        if must_go_on(value, self._agents.turn.epoch.cluster):
+            forgotten = bool(value["token"]) and own is None
+            told = {**value, "epoch": self._agents.turn.epoch.number}
+            if (record := self._jobs.add(name, request, options.endpoint, own)) is not None:
+                record.value, record.forgotten = told, forgotten
+                self.note(name, record)
+                self._start(name, record, request, options)
+        elif value["phase"] not in ENDED:
+            self._put(name, with_end(value, "interrupted", time.time(), None, None))
+        else:
+            report, progress = report_of(value), progress_of(name, value)
+            error = error_of(value) or (None if report else JobUnknown(name))
+            if (ended := self._jobs.add(name, request, options.endpoint, own)) is not None:
+                ended.value, ended.report, ended.error, ended.progress = value, report, error, progress
                 self._jobs.ended(ended)
                 ended.readers.forget()  # what they were told is gone; the manifests are in the stores
 
@@ -154,10 +184,16 @@ class Memory:
         try:
             assert self.runner is not None
             self.runner.run(job, record, request, options, record.value["replicas"], record.value["nodes"])
-        finally:
+        except Exception as error:  # noqa: BLE001 - it raises nothing; what another version wrote may lack a word
+            record.error = as_crucible_error(error, f"job {job}")
+            record.progress = replace(record.progress, phase="failed")
+        try:
             if record.progress.phase != "superseded":  # it goes on elsewhere, and has not ended
                 ended = with_progress(record.value, record.progress)
                 record.value = with_end(ended, record.progress.phase, time.time(), record.report, record.error)
                 self.note(job, record)
                 reach("job.ended")
-            self._jobs.ended(record)
+        except StaleCoordinator as error:  # it has ended all the same, and is found done by whoever took over
+            log.warning("job %s: %s", job, error)
+        finally:
+            self._jobs.ended(record)  # whoever waits for it hears of it, whatever became of the note

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
-from crucible.cluster.jobs import Job, Jobs
+from crucible.cluster.jobs import HELD, REMEMBERED, Job, Jobs
+from crucible.cluster.prepare import Prepared
 from crucible.config import Token
-from crucible.refs import DataRequest, RepoRef
+from crucible.errors import ClusterError
+from crucible.refs import DataRequest, RepoRef, WorkItem
 
 REQUEST = DataRequest(RepoRef("ann/private", "main"), None, None)
 HUB = "http://127.0.0.1:9"
@@ -40,3 +44,43 @@ def test_a_job_that_never_had_a_token_waits_for_none() -> None:
     record = Jobs().add("job", REQUEST, HUB, None)
     assert record is not None
     assert record.await_token(3600.0) is None
+
+
+def end(jobs: Jobs, name: str) -> Job:
+    record = jobs.add(name, REQUEST, HUB, None)
+    assert record is not None
+    record.error = ClusterError("it broke")
+    jobs.ended(record)
+    return record
+
+
+def test_what_a_job_was_about_is_let_go_of_when_others_have_ended_after_it() -> None:
+    """A listing of a million files takes hundreds of megabytes, and a coordinator lives for weeks."""
+
+    class Items(list[WorkItem]):
+        """A list that can be watched."""
+
+    jobs = Jobs()
+    record = jobs.add("job", REQUEST, HUB, None)
+    assert record is not None
+    items = Items()
+    gone = weakref.ref(items)
+    prepared = Prepared(REQUEST, REQUEST.repo, "main", (), (items,), (), {})
+    record.readers.begin(prepared, lambda: None)
+    del items, prepared
+    jobs.ended(record)
+    for number in range(REMEMBERED):
+        assert gone() is not None
+        end(jobs, f"job {number}")
+    gc.collect()
+    assert gone() is None
+    assert record.readers.wish(["k" * 64] * 3) == {"state": "unknown"}
+    assert jobs.opening(REQUEST, HUB) == {"state": "none"}
+
+
+def test_the_oldest_ends_are_forgotten_and_never_what_has_not_ended() -> None:
+    jobs = Jobs()
+    assert jobs.add("runs", REQUEST, HUB, None) is not None
+    for number in range(HELD + 3):
+        end(jobs, f"job {number}")
+    assert set(jobs.all()) == {"runs", *(f"job {number}" for number in range(3, HELD + 3))}

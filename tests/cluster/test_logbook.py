@@ -15,7 +15,7 @@ import pytest
 
 from crucible.cache.store import Store
 from crucible.cluster.journal import JOBS_KEPT
-from crucible.cluster.logbook import LEAST_LINES, SUFFIX, Logbook, pages
+from crucible.cluster.logbook import GROWTH, LEAST_LINES, SUFFIX, Logbook, pages
 from crucible.errors import StoreError
 from crucible.workers.fencing import FOLDER, Epoch
 
@@ -133,6 +133,17 @@ def test_a_journal_stays_short_however_much_is_put(tmp_path: Path, opened: Opene
     ]
     assert "job/old-0" not in again.cells
     assert f"job/old-{JOBS_KEPT + 8}" in again.cells
+
+
+def test_jobs_that_find_everything_done_are_forgotten_as_well(tmp_path: Path, opened: Opener) -> None:
+    """They put few lines each, so that the lines alone never get many more than the jobs."""
+    book, jobs = opened(tmp_path), 3 * JOBS_KEPT
+    for number in range(jobs):
+        book.put(f"job/{number}", {"phase": "finished"})
+    assert len(book.cells) <= GROWTH * LEAST_LINES
+    assert f"job/{jobs - 1}" in book.cells
+    (path,) = (tmp_path / FOLDER).glob(f"*{SUFFIX}")
+    assert path.read_bytes().count(b"\n") <= GROWTH * LEAST_LINES + 1
 
 
 @pytest.mark.parametrize("room", [1, 30, 500])
