@@ -75,7 +75,7 @@ class cluster:
             first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
             if embedded:
                 raise ClusterError(f"Ray could not be started in this process: {first}") from error
-            hint = "start one with `ray start --head`, or leave the address out to run on this machine alone"
+            hint = "start one with `ray start --head`, or name another; what needs no cluster runs without an address"
             raise ClusterUnreachable(str(self._address), f"{first} ({hint})") from error
         return embedded
 

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
-from crucible.cache.pins import Pins
 from crucible.cache.store import Store
 from crucible.cluster.connect import cluster, import_ray
 from crucible.cluster.ledger import EVERYTHING, Choice, Entry
@@ -321,7 +320,7 @@ def unpin(choice: Choice, *, address: str | None = None) -> dict[str, Any]:
 
 def pins() -> list[dict[str, Any]]:
     """The pins of this node: {manifest, note, since}, oldest first."""
-    return [one.to_dict() for one in Pins(Settings.from_env().home).listing()]
+    return _here().pins()
 
 
 def gc(*, dry_run: bool = True, address: str | None = None) -> dict[str, Any]:

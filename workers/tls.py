@@ -314,14 +314,18 @@ def _openssl(folder: Path, *arguments: str) -> None:
             "CRUCIBLE_TLS=1 needs the `openssl` command on every node; or make the certificates elsewhere, and let "
             "CRUCIBLE_TLS name their folder"
         )
-    done = subprocess.run(  # noqa: S603 - what it is told is made here
-        [command, *arguments],
-        cwd=folder,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        timeout=_OPENSSL_S,
-        check=False,
-    )
+    try:
+        done = subprocess.run(  # noqa: S603 - what it is told is made here
+            [command, *arguments],
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_OPENSSL_S,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        why = "did not end" if isinstance(error, subprocess.TimeoutExpired) else f"cannot be run ({error})"
+        raise UsageError(f"{command} {arguments[0]} {why}; CRUCIBLE_TLS=1 needs one that works") from error
     if done.returncode:
         said = done.stderr.decode(errors="replace").strip().splitlines()
         raise UsageError(f"openssl {arguments[0]} failed: {said[-1] if said else done.returncode}")

@@ -2,13 +2,15 @@
 
 `VERSION` names the layout; it is written last, so a migration that was interrupted is begun again. A migration is a
 function over the store's folder that may run twice, looks at nothing that it does not know, and leaves that alone.
-Raises StoreVersion for a layout that is newer, or that nobody knows: such a store is not touched.
+Raises StoreVersion for a layout that is newer, or that nobody knows: such a store is not touched. StoreError: for one
+that this user may not read.
 """
 
 from __future__ import annotations
 
 import os
 import secrets
+import socket
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -16,7 +18,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from crucible.cache.disk import LOCK_WAIT_S, disk_errors
-from crucible.errors import StoreVersion
+from crucible.errors import StoreError, StoreVersion
 
 LAYOUT = "1"
 """Of the stores that this crucible writes."""
@@ -29,9 +31,15 @@ MIGRATIONS: Mapping[str, Migration] = {}
 
 
 def found_layout(home: Path) -> str | None:
-    """What `VERSION` says; None where there is no store yet, or none that can be read."""
+    """What `VERSION` says; None where there is no store yet, or its disk fails.
+
+    Raises StoreError where there can be none for us: another user's folder, or no folder.
+    """
     try:
         return (home / "VERSION").read_text("utf-8", "replace").strip()
+    except (PermissionError, NotADirectoryError) as error:
+        problem = f"cannot be read ({error.strerror}); use a CRUCIBLE_HOME that is a folder of this user"
+        raise StoreError(str(home), problem, socket.gethostname()) from error
     except OSError:
         return None
 

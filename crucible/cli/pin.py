@@ -35,6 +35,9 @@ def command(chosen: Any, note: str, address: str | None, as_json: bool) -> None:
             for one in found:
                 print_json(one)
             return
+        if not found:
+            click.echo("nothing is pinned on this node")
+            return
         lines = [(one["manifest"][:12], _day(one["since"]), one["note"]) for one in found]
         print_table(("manifest", "since", "note"), lines, left=3)
         return

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from crucible.cli import admin, options
+from crucible.cli.show import print_json
 from crucible.errors import UsageError
 
 
@@ -51,7 +52,14 @@ def command(chosen: Any, after: float | None, yes: bool, quiet: bool, as_json: b
     if after is not None:
         if chosen or asked["trim"] or asked["replicas"]:
             raise UsageError("--after is for the whole cluster, and repairs nothing now; give it alone")
-        manage.set_repair_after(None if after < 0 else after, asked["address"])
+        seconds = None if after < 0 else after
+        manage.set_repair_after(seconds, asked["address"])
+        if as_json:
+            print_json({"repair_after": seconds})
+        else:
+            click.echo(
+                "the cluster repairs " + ("only when asked" if seconds is None else f"{seconds:g} s after a loss")
+            )
         return
     if asked["trim"] and not asked["dry_run"]:
         admin.go_ahead("Drop the copies that are more than wanted?", yes)

@@ -71,8 +71,10 @@ def command(
             if len(shown) < len(found):
                 click.echo(f"and {len(found) - len(shown):,} more; --limit 0 shows all")
         how = "read" if deep else "looked at"
+        wrong = sum(one["kind"] in manage.WRONG for one in found)
+        also = f"; {count(len(found) - wrong, 'thing')} noted" if len(found) > wrong else ""
         click.echo(
-            f"{count(told['checked'], 'shard')} {how} ({human(told['bytes'])}), {len(found):,} found wrong or lost"
+            f"{count(told['checked'], 'shard')} {how} ({human(told['bytes'])}), {wrong:,} found wrong or lost{also}"
         )
     for problem in told["problems"]:
         click.echo(problem, err=True)

@@ -13,6 +13,7 @@ from click.testing import CliRunner, Result
 
 from crucible.cache.store import Store
 from crucible.cli.app import cli
+from crucible.cluster import manage
 from crucible.manifest import Manifest
 from tests.hubserver.faults import FaultyHub
 
@@ -158,3 +159,37 @@ def test_a_node_without_an_agent_cannot_drain_itself(tmp_path: Path, monkeypatch
     result = run("drain", "--self")
     assert result.exit_code == 1
     assert "no agent" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["status", "verify", "gc", "pin", "pin org/big", "evict --bytes 1KB -y"])
+def test_a_home_that_is_no_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    (tmp_path / "file").write_text("not a store")
+    monkeypatch.setenv("CRUCIBLE_HOME", str(tmp_path / "file"))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    refused = run(*command.split())
+    assert refused.exit_code == 1
+    assert f"{tmp_path / 'file'} (on " in refused.stderr
+    assert "use a CRUCIBLE_HOME" in refused.stderr
+
+
+def test_what_is_only_untidy_does_not_count_as_wrong(home: Path) -> None:
+    assert run("evict", "org/big", "-y").exit_code == 0
+    shown = run("verify")
+    assert shown.exit_code == 0
+    assert "0 found wrong or lost; 3 things noted" in shown.stdout, "records of items that are not here"
+    assert run("pin").stdout == "nothing is pinned on this node\n"
+
+
+def test_when_a_cluster_repairs_is_said_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[float | None] = []
+    monkeypatch.setattr(manage, "set_repair_after", lambda seconds, _: said.append(seconds))
+    assert run("repair", "--after", "600").stdout == "the cluster repairs 600 s after a loss\n"
+    assert told("repair", "--after", "off") == {"repair_after": None}
+    assert said == [600.0, None]
+
+
+def test_a_new_secret_is_not_made_where_nobody_can_be_asked() -> None:
+    refused = run("rotate-secret")
+    assert refused.exit_code == 2
+    assert "give -y to go ahead" in refused.stderr
+    assert "dry-run" not in refused.stderr

@@ -12,7 +12,7 @@ import pytest
 
 from crucible.cache import layout
 from crucible.cache.store import Store
-from crucible.errors import StoreVersion
+from crucible.errors import StoreError, StoreVersion
 
 KEY = "ab" + "0" * 62
 
@@ -115,3 +115,19 @@ def test_of_several_processes_one_migrates(tmp_path: Path) -> None:
     assert [process.wait(60) for process in processes] == [0, 0, 0]
     assert (tmp_path / "migrated").read_text() == "x"
     shutil.rmtree(tmp_path / "flat")
+
+
+def test_a_home_that_this_user_cannot_read_is_named_and_not_taken_for_an_empty_one(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir(mode=0)
+    child = os.fork()
+    if child == 0:
+        try:
+            if os.geteuid() == 0:
+                os.setuid(65534)
+            Store(home)
+        except StoreError as error:
+            os._exit(0 if "cannot be read" in str(error) and "CRUCIBLE_HOME" in str(error) else 2)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

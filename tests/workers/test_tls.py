@@ -253,6 +253,18 @@ class TestAgreement:
         with pytest.raises(UsageError, match=r"`openssl` command.*name their folder"):
             make_authority(tmp_path / "made")
 
+    @pytest.mark.parametrize("program", ["#!/bin/sh\nexec {sleep} 60\n", "no program"])
+    def test_a_command_that_does_not_end_or_is_none_is_named(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str
+    ) -> None:
+        command = tmp_path / "openssl"
+        command.write_text(program.format(sleep=shutil.which("sleep")))
+        command.chmod(0o755)
+        monkeypatch.setenv("PATH", str(tmp_path))
+        monkeypatch.setattr("crucible.workers.tls._OPENSSL_S", 0.1)
+        with pytest.raises(UsageError, match=rf"{command} req (did not end|cannot be run)"):
+            make_authority(tmp_path / "made")
+
     def test_the_setting_is_on_off_or_a_folder(self, tmp_path: Path) -> None:
         home = {"CRUCIBLE_HOME": str(tmp_path)}
         assert Settings.from_env({**home, "CRUCIBLE_TLS": "1"}).tls == tmp_path / "tls"
