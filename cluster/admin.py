@@ -42,7 +42,8 @@ class Admin:
         care = self._care
         care.meet()
         entries = care.ledger.entries()
-        told = [self._manifest(entry) for entry in entries]
+        told = self._manifests(entries)
+        self._counted = {name: self._counted[name] for entry in entries if (name := entry.manifest) in self._counted}
         if node is not None:
             for one, entry in zip(told, entries, strict=True):
                 one["here"] = care.agents.catalog.holding(node, entry.keys)
@@ -119,15 +120,19 @@ class Admin:
                 )
             room = None if room is None else max(0, room - max(0, stop - skip))
             skip = max(0, skip - len(entry.keys))
-        return {"manifests": [self._manifest(entry) for entry in chosen], "shards": page}
+        return {"manifests": self._manifests(chosen), "shards": page}
 
     def manifests(self, choice: Choice) -> list[dict[str, Any]]:
         """Those that are meant, with how they are held. Raises UsageError when there are none."""
         self._care.meet()
         ids = set(self._care.meant(choice))
-        return [self._manifest(entry) for entry in self._care.ledger.entries() if entry.manifest in ids]
+        return self._manifests([entry for entry in self._care.ledger.entries() if entry.manifest in ids])
 
-    def _manifest(self, entry: Entry) -> dict[str, Any]:
+    def _manifests(self, entries: Sequence[Entry]) -> list[dict[str, Any]]:
+        pinned = self._care.pins()
+        return [self._manifest(entry, entry.manifest in pinned) for entry in entries]
+
+    def _manifest(self, entry: Entry, pinned: bool) -> dict[str, Any]:
         care = self._care
         replicas = care.ledger.replicas(entry.manifest)
         stamp = (care.agents.catalog.changes, replicas, len(care.agents.handles()))
@@ -143,7 +148,7 @@ class Admin:
             "under": found.under,
             "over": found.over,
             "copies": found.copies,
-            "pinned": entry.manifest in care.pins(),
+            "pinned": pinned,
         }
 
     # --- pins
@@ -170,15 +175,18 @@ class Admin:
     ) -> dict[str, Any]:
         """Remove the copies of manifests from all nodes, or what is least missed worth `need_bytes` from each of some.
 
-        A manifest that is evicted whole is given up: no repair brings it back. What is pinned, in use, or the last copy
-        of what cannot be had again stays, and is counted as `kept`.
+        A manifest that is evicted whole is given up, unless it is pinned: no repair brings it back. What is pinned, in
+        use, or the last copy of what cannot be had again stays, and is counted as `kept`.
         """
         care = self._care
         there = [care.node_of(name) for name in nodes] or list(care.agents.handles())
         if choice is None:
             asked: dict[NodeId, list[str] | None] = dict.fromkeys(there)
         else:
-            ids = care.meant(choice) if dry_run else care.want(choice, 0) if not nodes else care.meant(choice)
+            ids = care.meant(choice)
+            if not dry_run and not nodes:
+                pinned = care.pins()
+                care.want([one for one in ids if one not in pinned], 0)
             keys = care.ledger.keys_of(ids)
             asked = {node: [key for key in keys if node in care.agents.catalog.holders(key)] for node in there}
         found: dict[NodeId, dict[str, Any]] = {}

@@ -24,7 +24,7 @@ from crucible.cluster.operation import Job, Operation, Recipe, flow, perform
 from crucible.cluster.promises import KEPT_S, Promises
 from crucible.cluster.upkeep import Plan
 from crucible.config import Settings
-from crucible.errors import ClusterError, CrucibleError, StoreError, UsageError
+from crucible.errors import ClusterError, CrucibleError, ManifestError, StoreError, UsageError
 from crucible.refs import NodeId, ShardInfo
 
 log = logging.getLogger("crucible.care")
@@ -60,7 +60,8 @@ class Care(Known):
     ) -> None:
         super().__init__(store, agents, notes, cluster, settings, hands)
         self._working = threading.Lock()
-        """Held by the operation that is at work: one at a time."""
+        """Held by the operation that plans and moves shards: one at a time. A check, which may take hours, holds up no
+        drain."""
         self._operations: dict[str, Operation] = {}
         self._promises = Promises() if first else Promises(time.monotonic() + KEPT_S)
         self._seen: set[NodeId] | None = None
@@ -207,7 +208,9 @@ class Care(Known):
     ) -> dict[str, Any]:
         """Begin a repair; `operation` tells how far it is."""
         self.ready()
-        ids = self.want(choice, replicas) if replicas is not None else self.meant(choice) if choice else None
+        ids = self.meant(choice) if choice or replicas is not None else None
+        if ids is not None and replicas is not None:
+            self.want(ids, replicas)
         return self._start_plan(Operation("repair"), lambda: self.plan_repair(ids, trim=trim))
 
     def start_rebalance(self) -> dict[str, Any]:
@@ -344,8 +347,7 @@ class Care(Known):
 
     def _run(self, operation: Operation, work: Callable[[Operation], None], after: Callable[[Operation], None]) -> None:
         try:
-            with self._working:
-                work(operation)
+            work(operation)
             operation.phase = "cancelled" if operation.cancelled.is_set() else "done"
         except Exception as error:  # noqa: BLE001 - whatever ends it must reach the one who waits for it
             log.warning("%s: %s: %s", operation.name, type(error).__name__, error)
@@ -358,20 +360,21 @@ class Care(Known):
 
     def _carry_out(self, operation: Operation, make_plan: Callable[[], Plan]) -> None:
         """Plan and perform until nothing is left to do, or nothing more can be done."""
-        for _ in range(ROUNDS):
-            operation.phase = "plans"
-            plan = make_plan()
-            operation.planned(plan)
-            if not plan or operation.stopped:
-                break
-            before = (operation.copied, operation.remade, operation.dropped)
-            shards, recipes = self._details(plan)
-            perform(plan, operation, self._hands, shards, recipes, self._settings.inflight_bytes)
-            if before == (operation.copied, operation.remade, operation.dropped):
-                break
-        operation.left = make_plan().left
+        with self._working:
+            for _ in range(ROUNDS):
+                operation.phase = "plans"
+                plan = make_plan()
+                operation.planned(plan)
+                if not plan or operation.stopped:
+                    break
+                before = (operation.copied, operation.remade, operation.dropped)
+                shards, recipes = self._details(plan, operation)
+                perform(plan, operation, self._hands, shards, recipes, self._settings.inflight_bytes)
+                if before == (operation.copied, operation.remade, operation.dropped):
+                    break
+            operation.left = make_plan().left
 
-    def _details(self, plan: Plan) -> tuple[dict[str, ShardInfo], dict[object, Recipe]]:
+    def _details(self, plan: Plan, operation: Operation) -> tuple[dict[str, ShardInfo], dict[object, Recipe]]:
         """The shards and recipes that a plan needs, from their manifests: each is read once."""
         wanted = {copy.key for copy in plan.copies} | {key for one in plan.remakes for key in one.keys}
         with self._lock:
@@ -380,7 +383,11 @@ class Care(Known):
         shards: dict[str, ShardInfo] = {}
         recipes: dict[object, Recipe] = {}
         for manifest_id in {*homes.values(), *(str(item[0]) for item in items if isinstance(item, tuple))}:
-            manifest = self._store.get_manifest(manifest_id)
+            try:
+                manifest = self.manifest(manifest_id)
+            except ManifestError as error:  # the others can be looked after
+                operation.went_wrong(str(error))
+                continue
             shards.update({shard.key: shard for shard in manifest.shards if homes.get(shard.key) == manifest_id})
             promised: dict[int, dict[str, str]] = {}
             for shard in manifest.shards:

@@ -23,7 +23,7 @@ from crucible.cluster.logbook import Logbook
 from crucible.cluster.remembered import options_of
 from crucible.cluster.upkeep import Place, Plan, Wanted, rebalance, repair
 from crucible.config import Settings
-from crucible.errors import CrucibleError, StoreError, UsageError
+from crucible.errors import CrucibleError, ManifestError, StoreError, UsageError
 from crucible.manifest import Manifest, manifest_from_json
 from crucible.refs import NodeId, RepoRef
 from crucible.workers.caring import manifest_ids
@@ -184,17 +184,35 @@ class Known:
             self.ledger.orders = {key: Order.heard(order) for key, order in self._notes.notes("wanted").items()}
             self._learned = True
 
-    def _fetch(self, node: NodeId, manifest_id: str) -> None:
+    def manifest(self, manifest_id: str) -> Manifest:
+        """A manifest from this node's store; from another's, where it is gone here or damaged. Raises ManifestError."""
+        try:
+            return self._store.get_manifest(manifest_id)
+        except ManifestError as error:
+            there = self.ask("manifest_ids")[0]
+            for node in sorted(node for node, known in there.items() if manifest_id in known):
+                with suppress(ManifestError):
+                    if (found := self._fetch(node, manifest_id)) is not None:
+                        log.warning("%s; node %s had it", error, node[:12])
+                        return found
+            raise
+
+    def _fetch(self, node: NodeId, manifest_id: str) -> Manifest | None:
+        """A manifest as a node has it, which is then known here too. Raises ManifestError for one that is damaged."""
         found = self._hands.ask("manifest", manifest_id, nodes=[node])[0].get(node)
         if found is None:
-            return
+            return None
         data, revisions, survey = found
         manifest = manifest_from_json(data, manifest_id)
-        self._store.put_manifest(manifest, tuple(revisions))
-        if survey is not None:
-            for revision in {manifest.repo.revision, *revisions}:
-                self._store.put_survey(RepoRef(manifest.repo.repo_id, revision, manifest.repo.repo_type), survey)
+        try:
+            self._store.put_manifest(manifest, tuple(revisions))
+            if survey is not None:
+                for revision in {manifest.repo.revision, *revisions}:
+                    self._store.put_survey(RepoRef(manifest.repo.repo_id, revision, manifest.repo.repo_type), survey)
+        except StoreError as error:  # it is asked for again when it is needed
+            log.warning("manifest %s cannot be kept on this node: %s", manifest_id[:12], error)
         self._add(manifest)
+        return manifest
 
     def _add(self, manifest: Manifest) -> None:
         with self._lock:
@@ -222,12 +240,10 @@ class Known:
         except StoreError as error:  # the shards are there; a later coordinator takes them for wanted once
             log.warning("manifest %s: how often it is wanted is not in the journal: %s", manifest_id[:12], error)
 
-    def want(self, choice: Choice, replicas: int) -> list[str]:
-        """Say of manifests how many nodes are to hold them; 0 gives them up. Their ids."""
-        ids = self.meant(choice)
+    def want(self, ids: Collection[str], replicas: int) -> None:
+        """Say of manifests how many nodes are to hold them; 0 gives them up."""
         for manifest_id in ids:
             self.promise(manifest_id, replace(self.ledger.order(manifest_id), replicas=replicas))
-        return ids
 
     def meant(self, choice: Choice) -> list[str]:
         """Ids of the manifests that are meant. Raises UsageError when there are none."""

@@ -64,6 +64,9 @@ class FakeAgents:
     def refused(self) -> dict[NodeId, str]:
         return {}
 
+    def held_by(self, node: NodeId) -> list[str]:
+        return sorted(self.catalog.keys_of(node))
+
     def dropped(self, node: NodeId, keys: Collection[str]) -> None:
         self.catalog.remove(node, keys)
 

@@ -1,0 +1,84 @@
+"""What an admin does and what comes of it where something is pinned, damaged, slow or much."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+from crucible.cluster.admin import Admin
+from crucible.cluster.ledger import Choice
+from crucible.refs import NodeId
+from tests.cluster.caring import caring, make_manifest
+from tests.cluster.test_care import NODES, ended
+
+
+def test_what_is_pinned_is_not_given_up_by_evicting_it_and_a_drain_saves_it(tmp_path: Path) -> None:
+    pinned, other = make_manifest(4), make_manifest(4, repo="org/other")
+    care, agents, hands = caring(tmp_path, NODES[:2], [pinned, other])
+    keys = [shard.key for shard in pinned.shards]
+    agents.catalog.add(NodeId("aaaa"), [*keys, *(shard.key for shard in other.shards)])
+    care.learn()
+    care.order("pin", pinned.id, {"note": "run 17"})
+    hands.answers["evict"] = {NodeId("aaaa"): {shard.key: 100 for shard in other.shards}}
+    admin = Admin(care)
+    assert admin.do("evict", Choice())["nodes"][0]["kept"] == len(keys)
+    assert (care.ledger.replicas(pinned.id), care.ledger.replicas(other.id)) == (1, 0)
+    told = ended(care, care.start_drain(["aaaa"]))
+    assert (told["copied"], told["left"]) == (len(keys), 0)
+    assert all(NodeId("bbbb") in agents.catalog.holders(key) for key in keys)
+
+
+def test_a_manifest_that_is_damaged_here_is_had_from_another_node_and_else_stops_no_other(tmp_path: Path) -> None:
+    found, gone, fine = (make_manifest(4, repo=repo) for repo in ("org/found", "org/gone", "org/fine"))
+    care, agents, hands = caring(tmp_path, NODES[:2], [found, gone, fine])
+    for one in (found, gone, fine):
+        agents.catalog.add(NodeId("aaaa"), [shard.key for shard in one.shards])
+    care.learn()
+    for one in (found, gone):
+        (tmp_path / "manifests" / f"{one.id}.json").write_bytes(b"{}")
+    hands.answers["manifest_ids"] = {NodeId("aaaa"): [found.id], NodeId("bbbb"): [found.id, fine.id]}
+    hands.answers["manifest"] = {NodeId("aaaa"): (b"damaged", [], None), NodeId("bbbb"): (found.to_json(), [], None)}
+    told = care.operation(care.start_drain(["aaaa"])["operation"], 30)
+    assert (told["phase"], told["copied"], told["left"]) == ("done", 8, 4)
+    assert gone.id[:12] in " ".join(told["problems"])
+    assert care._store.get_manifest(found.id) == found, "and it is here again"
+
+
+def test_a_check_of_hours_holds_up_no_drain(tmp_path: Path) -> None:
+    manifest = make_manifest(4)
+    care, agents, hands = caring(tmp_path, NODES[:2], [manifest])
+    agents.catalog.add(NodeId("aaaa"), [shard.key for shard in manifest.shards])
+    looking: list[Future[dict[str, str]]] = []
+
+    def verify(*_: Any) -> Future[dict[str, str]]:
+        looking.append(Future())
+        return looking[-1]
+
+    hands.verify = verify  # type: ignore[attr-defined]
+    check = care.start_verify(deep=True)
+    try:
+        assert ended(care, care.start_drain(["aaaa"]))["copied"] == 4
+        assert care.operation(check["operation"])["phase"] not in ("done", "failed")
+    finally:
+        care.cancel(check["operation"])
+        for future in looking:
+            future.set_result({})
+    assert care.operation(check["operation"], 30)["phase"] == "cancelled"
+
+
+def test_a_table_of_many_manifests_looks_at_the_pins_once(tmp_path: Path) -> None:
+    manifests = [make_manifest(1, repo=f"org/{number}") for number in range(20)]
+    care, _, _ = caring(tmp_path, NODES[:2], manifests)
+    care.order("pin", manifests[3].id, {"note": ""})
+    asked: list[str] = []
+    notes = care._notes.notes
+
+    def counted(kind: str) -> Any:
+        asked.append(kind)
+        return notes(kind)
+
+    care._notes.notes = counted  # type: ignore[method-assign]
+    told = Admin(care).do("summary")["manifests"]
+    assert [one["manifest"] for one in told if one["pinned"]] == [manifests[3].id]
+    assert asked.count("pin") == 1
