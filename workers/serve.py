@@ -31,6 +31,7 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any, ParamSpec, TypeVar
 
 from aiohttp import web
@@ -58,6 +59,7 @@ MOST_BYTES = 1 << 50
 """No file is bigger."""
 _OID = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _NUMBER = re.compile(r"[0-9]{1,16}")
+_NO_BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*"?|[^\[\]{}"]+', re.DOTALL)
 P = ParamSpec("P")
 R = TypeVar("R")
 _log = logging.getLogger("crucible.agent")
@@ -340,21 +342,10 @@ def _pushed(request: web.Request) -> tuple[SourceFile, int, int]:
 
 def _parsed(data: bytes, depth: int) -> Any:
     """JSON that is no deeper than that. Raises ValueError."""
-    try:
-        found = json.loads(data)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-    level = [found]
-    for _ in range(depth):
-        level = [
-            inner
-            for one in level
-            if isinstance(one, (dict, list))
-            for inner in (one.values() if isinstance(one, dict) else one)
-        ]
-        if not level:
-            return found
-    raise ValueError("nested too deeply")
+    # counted before it is parsed: a parser that goes too deep raises in whatever else the process is about to clean up
+    if max(accumulate(1 if bracket in b"[{" else -1 for bracket in _NO_BRACKETS.sub(b"", data)), default=0) > depth:
+        raise ValueError("nested too deeply")
+    return json.loads(data)
 
 
 async def _sign(_: web.Request, reply: web.StreamResponse) -> None:
