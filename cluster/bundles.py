@@ -31,7 +31,7 @@ from crucible.lockfile import Lock, Member
 from crucible.refs import DataRequest, RepoRef, ShardInfo, SourceFile
 from crucible.report import Progress, Tally
 from crucible.versions import versions_here
-from crucible.workers.cached import cached_copy
+from crucible.workers.cached import cached_copy, drop_rotten
 from crucible.workers.download import DownloadOptions, bring
 from crucible.workers.fetch import NodeShards
 from crucible.workers.unpack import unpack
@@ -122,6 +122,7 @@ class _Shelf:
             return path
         cache.begin(repo)
         blobs, place = cache.blobs(repo), Workplace(Store(self._settings.home), self._settings, LOCAL)
+        drop_rotten(place.store, blobs, file)
         with ExitStack() as stack:
             sources = having(file, hub_sources(repo, place, tally, stack, blobs.root))
             return bring(file, sources, blobs, DownloadOptions.of(self._settings), tally)

@@ -40,7 +40,7 @@ from crucible.refs import (
 )
 from crucible.report import ItemResult, Observer, Tally, TransferEvent, unobserved
 from crucible.stopping import check, never
-from crucible.workers.cached import cached_copy, is_right
+from crucible.workers.cached import cached_copy, drop_rotten, is_right, note_right
 from crucible.workers.columns import bring_columns, naming_columns
 from crucible.workers.download import DownloadOptions, Spare, bring
 from crucible.workers.links import batching
@@ -201,6 +201,7 @@ def copy_shard(shard: ShardInfo, urls: Sequence[str], secret: str, place: Workpl
         ]
         # a peer that fails is not asked again: another one, or the Hub, is nearer than its backoff
         options = replace(DownloadOptions.of(place.settings, stopped=place.stopped), tries=1, backoff_cap_s=0)
+        drop_rotten(place.store, place.store.raw, file)
         landed = place.store.raw.landed
         wanted = Need(f"shard {shard.key[:12]}", shard.size, lambda: max(0, shard.size - landed(file)))
         with admitted(place.store, place.settings, wanted, since=place.since, stopped=place.stopped):
@@ -260,6 +261,7 @@ def _bring(item: WorkItem, place: Workplace, folder: Path, tally: Tally) -> list
             partial = item.options.partial
             # Xet storage gives whole files only
             known = having(replace(file, xet_hash="") if partial else file, sources)
+            drop_rotten(place.store, blobs, file)
             asked: list[Source] = [_Wanted(source, wanted) for source in known]
             if partial:
                 path, file = bring_columns(
@@ -267,6 +269,7 @@ def _bring(item: WorkItem, place: Workplace, folder: Path, tally: Tally) -> list
                 )
             else:
                 path = bring(file, asked, blobs, options, tally, place.observe)
+                note_right(place.store, blobs, file)
             if place.keep_raw:
                 cache.link(item.repo, file)
                 return _Brought(file, path)
