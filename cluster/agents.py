@@ -11,7 +11,6 @@ import math
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import suppress
 from typing import Any
 
 import ray as untyped_ray
@@ -19,18 +18,17 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from crucible.cache.store import Store
 from crucible.cluster.catalog import Catalog
-from crucible.cluster.executor import alive_nodes, reason_of
+from crucible.cluster.executor import alive_nodes, reason_of, replies
 from crucible.cluster.flights import Flights
-from crucible.cluster.greeting import heard, hello, own_sample
+from crucible.cluster.greeting import heard, hello, judged
 from crucible.cluster.keys import Keys
 from crucible.cluster.prepare import Prepared, remember
-from crucible.cluster.skew import Clock, Verdict, judge
+from crucible.cluster.skew import Clock, Verdict
 from crucible.cluster.turns import Turn
 from crucible.errors import AgentUnavailable
 from crucible.manifest import Manifest
 from crucible.refs import NodeId, WorkItem
 from crucible.report import ItemResult
-from crucible.versions import Versions, versions_here
 from crucible.workers.daemon import Agent
 from crucible.workers.tasks import NAMESPACE
 
@@ -59,6 +57,10 @@ class Agents:
         """Set when an agent says that it has just started."""
         self._unasked: set[NodeId] = set()
         """Nodes whose stores were not asked since we met their agents."""
+        self._unheard: set[NodeId] = set()
+        """Nodes that have not said what coordinators before this one told them: it must not be written over."""
+        self.newcomers = threading.Event()
+        """Set when nodes were heard that may not know what must not be forgotten."""
         self.catalog = Catalog()
         """To be read by whoever likes; changed here only."""
         self.drained: Collection[NodeId] = frozenset()
@@ -130,7 +132,7 @@ class Agents:
         if self._embedded:
             return  # one node, whose disk has it already
         with self._lock:
-            agents = [agent for agent, _ in self._agents.values()]
+            agents = [agent for node, (agent, _) in self._agents.items() if node not in self._unheard]
         told = ray.put(lines)
         for agent in agents:
             agent.hear.remote(self.turn.epoch.number, number, told)
@@ -140,10 +142,8 @@ class Agents:
         with self._lock:
             asked = [(node, agent.learn_secret.remote()) for node, (agent, _) in self._agents.items()]
         missed = {}
-        for node, reply in asked:
-            try:
-                ray.get(reply, timeout=CALL_TIMEOUT_S)
-            except ray.exceptions.RayError as error:
+        for node, _, error in replies(asked, CALL_TIMEOUT_S):
+            if error is not None:
                 self.turn.heard(error)
                 missed[node] = reason_of(error)
         if missed:
@@ -192,13 +192,15 @@ class Agents:
             except ray.exceptions.RayError as error:
                 self.turn.heard(error)
                 raise AgentUnavailable(node[:12], reason_of(error)) from error
-            verdict = self._judge(agent, told, Clock.compared(began, float(told.get("clock", began)), time.time()))
+            verdict = judged(agent, told, Clock.compared(began, float(told.get("clock", began)), time.time()))
             if verdict.reasons != self._verdicts.get(node, Verdict()).reasons:
                 _log.warning("node %s: %s", node[:12], "; ".join(verdict.reasons) or "its versions agree again")
             with self._lock:
                 self._verdicts[node] = verdict
                 if verdict.refused is None:
                     if node not in self._agents:
+                        self._unheard.add(node)
+                    if node in self._unheard:
                         met.append(node)
                     self._agents[node] = (self.turn.command(agent), str(told["url"]))
                     if (number := int(told.get("secret", 0))) != self._keys.number and number:
@@ -213,28 +215,20 @@ class Agents:
     def _meet(self, nodes: Sequence[NodeId]) -> None:
         """Let agents that are new to us hear of this epoch, and hear what those before it told them.
 
-        Raises StaleCoordinator.
+        One that does not answer is told nothing, and is asked again the next time. Raises StaleCoordinator.
         """
         with self._lock:
             self._unasked.update(nodes)
-            asked = [self._agents[node][0].told.remote() for node in nodes]
-        for reply in asked:
-            try:
-                if lines := ray.get(reply, timeout=AGENT_TIMEOUT_S):
-                    self._learn(lines)
-            except ray.exceptions.RayError as error:  # one that died just now tells the next time
+            asked = [(node, self._agents[node][0].told.remote()) for node in nodes]
+        for node, lines, error in replies(asked, AGENT_TIMEOUT_S):
+            if error is not None:
                 self.turn.heard(error)
-
-    def _judge(self, agent: Any, told: Mapping[str, Any], clock: Clock) -> Verdict:
-        mine, theirs = versions_here(), Versions.heard(told)
-        problem = str(told.get("store_problem", ""))
-        verdict = judge(mine, theirs, clock=clock, store_problem=problem)
-        if verdict.works or verdict.refused is not None:
-            return verdict
-        same = False
-        with suppress(ray.exceptions.RayError):  # a pyarrow that cannot even read the sample
-            same = ray.get(agent.sample.remote(), timeout=AGENT_TIMEOUT_S) == own_sample()
-        return judge(mine, theirs, clock=clock, same_bytes=same)
+                continue
+            if lines:
+                self._learn(lines)
+            with self._lock:
+                self._unheard.discard(node)
+            self.newcomers.set()
 
     def writers(self) -> tuple[str, ...]:
         """Versions of pyarrow that write the bytes that this process's would."""
@@ -262,6 +256,7 @@ class Agents:
         self.catalog.drop(node)
         self._items.drop(node)
         self._unasked.discard(node)
+        self._unheard.discard(node)
 
     def _agent(self, node: NodeId, host: str) -> Any:
         if node in self._agents:
@@ -300,12 +295,9 @@ class Agents:
             working = [node for node in fit if node not in self.drained] or fit
             asked = [(node, self._agents[node][0].weight.remote()) for node in working]
         weights: dict[NodeId, float] = {}
-        for node, reply in asked:
-            try:
-                free = float(ray.get(reply, timeout=CALL_TIMEOUT_S))
-                weights[node] = 2.0 ** math.floor(math.log2(max(free, 1.0)))
-            except ray.exceptions.RayError:
-                continue  # no agent, no store: nothing can be born there
+        for node, free, error in replies(asked, CALL_TIMEOUT_S):
+            if error is None:  # else no agent, no store: nothing can be born there
+                weights[node] = 2.0 ** math.floor(math.log2(max(float(free), 1.0)))
         return weights
 
     # --- what they hold
@@ -324,10 +316,10 @@ class Agents:
                 ]
                 self._news = []
             reports = {}
-            for node, reply in asked:
-                try:
-                    reports[node] = ray.get(reply, timeout=AGENT_TIMEOUT_S)
-                except ray.exceptions.RayError as error:
+            for node, report, error in replies(asked, AGENT_TIMEOUT_S):
+                if error is None:
+                    reports[node] = report
+                else:
                     self.turn.heard(error)
             with self._lock:
                 for node, (shards, items) in reports.items():

@@ -221,6 +221,9 @@ class CoordinatorCore:
             if not self._memory.known.is_set() and not turn.over.is_set():
                 reach("coordinator.recovering")  # also where a node does not answer: what it knows is learned later
                 self._try(self._memory.resume)
+            if self._agents.newcomers.is_set():
+                self._agents.newcomers.clear()
+                self._try(self._memory.tell)
             self._try(lambda: self._care.look(alone=self._embedded))
             if not seen:
                 turn.over.wait(WATCH_S)

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import ray as untyped_ray
 
-from crucible.cluster.skew import check_coordinator
-from crucible.versions import Versions
+from crucible.cluster.skew import Clock, Verdict, check_coordinator, judge
+from crucible.versions import Versions, versions_here
 
 ray: Any = untyped_ray  # its annotations know neither `exceptions` nor what a remote call returns
+
+SAMPLE_WAIT_S = 60.0
+"""For an agent to convert the sample."""
 
 
 def hello(agent: Any) -> Any:
@@ -36,6 +40,19 @@ def heard(reply: Any, wait_s: float) -> Mapping[str, Any]:
 def check_versions(coordinator: Any, wait_s: float) -> None:
     """Raise VersionSkew if this process does not understand that coordinator. Raises a RayError."""
     check_coordinator(Versions.heard(heard(hello(coordinator), wait_s)))
+
+
+def judged(agent: Any, told: Mapping[str, Any], clock: Clock) -> Verdict:
+    """What an agent that told this may do. One that writes with another pyarrow is asked for the sample as well."""
+    mine, theirs = versions_here(), Versions.heard(told)
+    problem = str(told.get("store_problem", ""))
+    verdict = judge(mine, theirs, clock=clock, store_problem=problem)
+    if verdict.works or verdict.refused is not None:
+        return verdict
+    same = False
+    with suppress(ray.exceptions.RayError):  # a pyarrow that cannot even read the sample
+        same = ray.get(agent.sample.remote(), timeout=SAMPLE_WAIT_S) == own_sample()
+    return judge(mine, theirs, clock=clock, same_bytes=same)
 
 
 @cache

@@ -13,7 +13,7 @@ import ray as untyped_ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from crucible.cluster.agents import Agents
-from crucible.cluster.executor import reason_of
+from crucible.cluster.executor import reason_of, replies
 from crucible.cluster.operation import Recipe
 from crucible.cluster.remembered import options_of
 from crucible.config import Settings
@@ -101,16 +101,15 @@ class RayHands:
             for node, agent in there.items()
             if nodes is None or node in nodes
         }
-        deadline = time.monotonic() + wait_s
         answers: dict[NodeId, Any] = {}
         problems: dict[NodeId, str] = {}
-        for node, reply in asked.items():
-            try:
-                answers[node] = ray.get(reply, timeout=max(0.0, deadline - time.monotonic()))
-            except ray.exceptions.GetTimeoutError:
+        for node, answer, error in replies(asked.items(), wait_s):
+            if error is None:
+                answers[node] = answer
+            elif isinstance(error, ray.exceptions.GetTimeoutError):
                 problems[node] = f"no answer within {wait_s:.0f} s"
-            except ray.exceptions.RayError as error:
-                problems[node] = reason_of(cast("Any", error).cause) if hasattr(error, "cause") else reason_of(error)
+            else:
+                problems[node] = reason_of(getattr(error, "cause", error))
         return answers, problems
 
     def labels(self, name: str) -> dict[NodeId, str]:
