@@ -95,6 +95,7 @@ def test_rows_come_while_the_job_runs_and_what_a_reader_needs_comes_first(
     tail = iter(crucible.load_dataset("org/chat", split=f"train[{(FILES - 1) * ROWS}:]", streaming=True))
     first = ThreadPoolExecutor(1).submit(next, tail)
     until(lambda: wishes)
+    before = len(asked_for(hub))
     stream = crucible.load_dataset("org/chat", split="train", streaming=True)
     assert not stream.manifest.complete
     rows = iter(stream)
@@ -108,7 +109,8 @@ def test_rows_come_while_the_job_runs_and_what_a_reader_needs_comes_first(
     assert report.splits[0].manifest == crucible.load_dataset("org/chat", split="train").manifest.id
     order = asked_for(hub)
     assert len(order) == FILES
-    assert order.index(f"train-{FILES - 1:05d}-of-{FILES:05d}.parquet") < FILES - 3
+    sent = 2 * 2  # items that the two nodes have been given cannot be overtaken
+    assert order.index(f"train-{FILES - 1:05d}-of-{FILES:05d}.parquet") <= before + sent
     footers = FILES * (64 << 10)
     assert file_bytes(hub) <= report.source_bytes + footers, "each byte once, but for the files' ends"
     counts = stream.read_counts()
