@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import secrets
 import shutil
 import socket
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -80,21 +82,54 @@ def disk_of(path: Path) -> Path:
     return path
 
 
+def new_workspace(root: Path) -> tuple[Path, int]:
+    """A fresh folder under `root` for this process, and a descriptor that keeps it locked for as long as it is open."""
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=f"{socket.gethostname()}-{os.getpid()}-", dir=root))
+        with suppress(FileNotFoundError):  # else swept before it was locked
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            if _lock(descriptor) and folder.exists():
+                return folder, descriptor
+            os.close(descriptor)
+
+
 def dead_workspaces(root: Path) -> Iterator[Path]:
-    """Folders under `root` of this host's dead processes. Another host's (a shared disk) are nobody's to judge."""
+    """Folders under `root` of this host's dead processes; each stays locked until the next one is asked for.
+
+    Another host's (a shared disk) are nobody's to judge. A process of a container beside this one cannot be seen from
+    here, but it has its folder locked.
+    """
     host = socket.gethostname()
     with suppress(FileNotFoundError):
         for folder in root.iterdir():
             name, _, rest = folder.name.rpartition("-")
             owner, _, pid = name.rpartition("-")
-            if rest and owner == host and pid.isdigit() and not _alive(int(pid)):
-                yield folder
+            if not rest or owner != host or not pid.isdigit() or _alive(int(pid)):
+                continue
+            with suppress(OSError):
+                descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                try:
+                    if _lock(descriptor):
+                        yield folder
+                finally:
+                    os.close(descriptor)
 
 
 def sweep_workspaces(root: Path) -> None:
     """Remove the folders of this host's dead processes."""
     for folder in dead_workspaces(root):
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _lock(descriptor: int) -> bool:
+    """False if somebody else has it locked. A disk without locks locks out nobody."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True
 
 
 def _alive(pid: int) -> bool:

@@ -8,7 +8,7 @@
 <home>/refs/<repo>/<revision>/<config>/<split>.json   where a name points: commit and manifest id
 <home>/leases/                          which shards each process of the node reads; see `holds`
 <home>/early/<digest>.json              manifests of what is not brought yet, for this node's readers: `cluster.early`
-<home>/tmp/<host>-<pid>-<random>/       work in progress of one process; removed by it, or by the next one
+<home>/tmp/<host>-<pid>-<random>/       work in progress of one process, locked by it; removed by it, or by the next one
 <home>/locks/<name>.lock                saves double work between processes; correctness never rests on it
 <home>/quarantine/                      shards whose bytes turned out wrong, kept for a look
 <home>/seen/ab                          which shards were seen to have the right bytes: `seen`
@@ -23,8 +23,6 @@ import json
 import os
 import secrets
 import shutil
-import socket
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -36,7 +34,7 @@ from urllib.parse import quote, unquote
 from filelock import FileLock, Timeout
 
 from crucible.cache.blobs import BlobFolder
-from crucible.cache.disk import LOCK_WAIT_S, fsync_folder, key_files, sweep_workspaces, write_atomic
+from crucible.cache.disk import LOCK_WAIT_S, fsync_folder, key_files, new_workspace, sweep_workspaces, write_atomic
 from crucible.cache.disk import disk_errors as disk_errors
 from crucible.cache.disk import is_key as is_key
 from crucible.cache.holds import Holds, holds_of, lease_book_of
@@ -319,11 +317,12 @@ class Store:
             sweep_workspaces(root)
             with suppress(OSError):
                 self.raw.sweep(RAW_KEEP_S, complete=True)
-            folder = Path(tempfile.mkdtemp(prefix=f"{socket.gethostname()}-{os.getpid()}-", dir=root))
+            folder, held = new_workspace(root)
         try:
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+            os.close(held)
 
     def _stamp(self) -> None:
         if not (self.home / "VERSION").exists():

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
+import subprocess
+import sys
 import threading
 import time
 import warnings
@@ -51,6 +54,33 @@ def test_a_forked_child_does_not_wait_for_a_thread_that_only_its_parent_has(tmp_
     finally:
         os.close(writer)
         reading.join(WAIT_S)
+
+
+SWEEP = """
+import sys
+from pathlib import Path
+from crucible.cache.store import Store
+from crucible.workers.litter import litter, sweep
+store = Store(Path(sys.argv[1]))
+sweep(litter(store))
+with store.workspace():
+    pass
+"""
+
+
+def test_a_container_beside_this_one_leaves_its_work_in_progress_alone(tmp_path: Path) -> None:
+    """Of one host name, as with the host's network, and with processes that do not see each other."""
+    elsewhere = ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", SWEEP, str(tmp_path)]
+    if os.geteuid() != 0 or shutil.which("unshare") is None:
+        pytest.skip("a namespace of processes needs root and unshare")
+    with Store(tmp_path).workspace() as folder:
+        (folder / "draft").write_bytes(b"half a shard")
+        done = subprocess.run(elsewhere, timeout=WAIT_S, capture_output=True, text=True, check=False)
+        if "unshare failed" in done.stderr or "mount" in done.stderr:
+            pytest.skip(done.stderr)
+        assert done.returncode == 0, done.stderr
+        assert (folder / "draft").read_bytes() == b"half a shard"
+    assert list((tmp_path / "tmp").iterdir()) == []
 
 
 def _opened(pipe: Path) -> int:
