@@ -144,7 +144,8 @@ class Catalog:
         there = self._holders.get(packed := _packed(key))
         if there is None:
             return 0
-        return max(self._held[one][packed] for one in ((there,) if isinstance(there, int) else there))
+        held = [self._held.get(one, {}) for one in ((there,) if isinstance(there, int) else there)]
+        return max(one.get(packed, 0) for one in held)  # it may be on its way out while somebody looks
 
     def summary(self) -> CatalogSummary:
         """All of it in figures that are kept up to date: as cheap for a million shards as for none."""

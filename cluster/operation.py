@@ -21,6 +21,9 @@ from crucible.errors import CrucibleError, StaleCoordinator
 from crucible.refs import NodeId, ShardInfo, WorkItem
 
 TICK_S = 0.5
+GONE_S = 15.0
+"""How long a node is gone before what it was given counts as failed: of one that was cut off Ray says so after minutes.
+Longer than an agent that died takes to be there again."""
 SLOTS = 2
 """Tasks that a node is given at a time: one moves bytes while the other begins."""
 BATCH_BYTES = 64 << 20
@@ -214,13 +217,17 @@ def flow(jobs: Iterable[Job], operation: Operation, hands: Hands, limit_bytes: i
         waiting.setdefault(job.node, deque()).append(job)
     running: dict[Future[dict[str, str]], Job] = {}
     busy: dict[NodeId, int] = dict.fromkeys(waiting, 0)
+    gone: dict[NodeId, float] = {}
     inflight = 0
     while True:
-        reached = hands.reached() if waiting else ()
-        for node in [node for node in waiting if node not in reached]:
-            for job in waiting.pop(node):
-                operation.went_wrong(f"node {node[:12]} is gone", len(job.keys))
-                failed.update(job.keys)
+        reached, now = hands.reached(), time.monotonic()
+        gone = {job.node: gone.get(job.node, now) for job in running.values() if job.node not in reached}
+        lost = [future for future, job in running.items() if now - gone.get(job.node, now) > GONE_S]
+        over = [job for node in sorted(waiting.keys() - reached) for job in waiting.pop(node)]
+        inflight -= sum(running[future].size for future in lost)
+        for job in (*over, *(running.pop(future) for future in lost)):
+            operation.went_wrong(f"node {job.node[:12]} is gone", len(job.keys))
+            failed.update(job.keys)
         for node, queue in waiting.items():
             while queue and busy[node] < SLOTS and not operation.stopped:
                 if running and inflight + queue[0].size > limit_bytes:

@@ -9,6 +9,8 @@ from collections.abc import Collection, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
+import pytest
+
 from crucible.cluster.ledger import Order
 from crucible.cluster.operation import BATCH_SHARDS, SLOTS, Operation, Recipe, perform
 from crucible.cluster.upkeep import Copy, Drop, Plan, Remake
@@ -161,6 +163,22 @@ def test_what_cannot_even_begin_on_a_node_that_went_just_now_stops_nothing_else(
     operation = Operation("rebalance")
     perform(Plan(drops=(Drop("k1", 1, A), Drop("k2", 1, B))), operation, hands, {}, {}, limit_bytes=1)
     assert (operation.dropped, operation.wrong, operation.problems) == (1, 1, ["node a: it is gone"])
+
+
+def test_what_a_node_had_that_was_cut_off_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("crucible.cluster.operation.GONE_S", 0.0)
+    plan, shards = copies(4, 10, nodes=[A, B])
+    hands = Fake(at_once=False)
+    operation = Operation("repair")
+    work = threading.Thread(target=perform, args=(plan, operation, hands, shards, {}, 1 << 30))
+    work.start()
+    while len(hands.started) < 2:
+        time.sleep(0.001)
+    hands.nodes = {B, C}
+    hands.end(*next((future, keys) for _, node, keys, future in hands.started if node == B))
+    work.join(30)
+    assert not work.is_alive()
+    assert (operation.copied, operation.wrong, operation.problems) == (2, 2, ["node a is gone"])
 
 
 def test_what_is_cancelled_or_out_of_time_starts_nothing_new() -> None:
