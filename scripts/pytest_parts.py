@@ -1,8 +1,9 @@
 """How `scripts/test` runs the suite: tests that need a quiet machine come last and alone; what was left out is said.
 
-One pytest, so that there is one summary. Two processes share the test files; everything under `tests/ray`,
-`tests/chaos` and `tests/netns` is one unit of work at the end of the queue, because two Ray clusters at once on two
-cores starve each other and then time out.
+One pytest, so that there is one summary. Two processes share the test files. At the end of the queue come two units of
+work, for a Ray cluster each: everything under `tests/ray`, and everything under `tests/chaos` and `tests/netns`. They run
+beside each other, as for half of the time each waits for something to be noticed as dead; with more at once on two
+cores they would starve each other and then time out.
 """
 
 from __future__ import annotations
@@ -15,15 +16,17 @@ import pytest
 from xdist.remote import Producer
 from xdist.scheduler import LoadFileScheduling
 
-QUIET = ("tests/ray/", "tests/chaos/", "tests/netns/")
+UNITS = {"tests/ray/": "ray", "tests/chaos/": "faults", "tests/netns/": "faults"}
+QUIET = tuple(UNITS)
 ROOT = Path(__file__).resolve().parent.parent
 
 
 class QuietLast(LoadFileScheduling):
-    """`--dist loadfile`, but all the quiet folders are one unit."""
+    """`--dist loadfile`, but the quiet folders are two units."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return "quiet" if nodeid.startswith(QUIET) else super()._split_scope(nodeid)
+        unit = next((unit for folder, unit in UNITS.items() if nodeid.startswith(folder)), None)
+        return unit or super()._split_scope(nodeid)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -225,6 +225,20 @@ def ended_by_signals() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+@contextmanager
+def scratch_folder(parent: Path | None) -> Iterator[str]:
+    """A folder that is gone afterwards, also when what was just killed in it has still made a file meanwhile."""
+    folder = tempfile.mkdtemp(prefix="crucible-bench-", dir=parent)
+    try:
+        yield folder
+    finally:
+        for _ in range(50):
+            shutil.rmtree(folder, ignore_errors=True)
+            if not os.path.exists(folder):
+                break
+            time.sleep(0.1)
+
+
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     names = list(makers(QUICK))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -267,7 +281,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         options.profile.mkdir(parents=True, exist_ok=True)
     with (
         ended_by_signals(),
-        tempfile.TemporaryDirectory(prefix="crucible-bench-", dir=options.scratch) as scratch,
+        scratch_folder(options.scratch) as scratch,
         Processes() as processes,
         delayed(processes, options.rtt_ms, options.window) as slow,
     ):
