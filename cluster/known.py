@@ -142,7 +142,11 @@ class Known:
         return {node: rack for node in nodes if (rack := self._racks.get(node, ""))}
 
     def places(self, *, capacity: bool = False) -> dict[NodeId, Place]:
-        """The nodes as `upkeep` sees them. `capacity` weighs them by free bytes and what they hold, else as jobs do."""
+        """The nodes as `upkeep` sees them, weighed as jobs do.
+
+        `capacity` weighs them by free bytes and what they hold, and leaves out those that do not say how much that is:
+        they would seem to have too much.
+        """
         nodes, drained, racks = self.agents.handles(), self.drained, self.racks()
         weights = self.agents.weights()
         by = weights
@@ -151,7 +155,7 @@ class Known:
             by = {node: float(free[node]) + self.agents.catalog.bytes(node) for node in nodes if node in free}
         return {
             node: Place(by.get(node, 1.0), racks.get(node, ""), node in drained, makes=node in weights)
-            for node in nodes
+            for node in (by if capacity else nodes)
         }
 
     def learn(self) -> None:

@@ -105,6 +105,7 @@ def test_a_drained_node_stays_drained_for_this_cluster_and_ray_may_drain_too(tmp
     assert (told["copied"], told["left"]) == (4, 0)
     assert set(agents.drained) == {"aaaa"}
     agents.catalog.remove(NodeId("aaaa"), [manifest.shards[0].key])
+    hands.answers["weight"] = {NodeId(name): 1e6 for name in NODES}
     ended(care, care.start_rebalance())
     assert agents.catalog.held(NodeId("aaaa")) == 3, "nothing comes to it"
     assert care.undrain(["aaaa", "bbbb"]) == ["aaaa"]

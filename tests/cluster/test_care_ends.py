@@ -82,3 +82,15 @@ def test_a_table_of_many_manifests_looks_at_the_pins_once(tmp_path: Path) -> Non
     told = Admin(care).do("summary")["manifests"]
     assert [one["manifest"] for one in told if one["pinned"]] == [manifests[3].id]
     assert asked.count("pin") == 1
+
+
+def test_a_node_that_does_not_say_how_big_it_is_keeps_what_it_has(tmp_path: Path) -> None:
+    manifest = make_manifest(40)
+    care, agents, hands = caring(tmp_path, NODES, [manifest])
+    keys = [shard.key for shard in manifest.shards]
+    agents.catalog.add(NodeId("aaaa"), keys[:20], [100] * 20)
+    agents.catalog.add(NodeId("bbbb"), keys[20:], [100] * 20)
+    hands.answers["weight"] = {NodeId("bbbb"): 1e6, NodeId("cccc"): 1e6}
+    told = ended(care, care.start_rebalance())
+    assert told["copied"] == told["dropped"] > 5, "the others share what they have"
+    assert agents.catalog.held(NodeId("aaaa")) == 20
