@@ -17,15 +17,16 @@ from crucible.errors import BundleError, CrucibleError
 from crucible.manifest import Manifest, manifest_from_json
 from crucible.refs import (
     CONVERSION_VERSION,
+    REPO_TYPES,
     DataRequest,
     RepoRef,
     ShardInfo,
     SourceFile,
     canonical_json,
-    check_repo_id,
     digest_of,
     is_full_sha,
     is_oid,
+    is_repo_id,
     item_key,
     safe_repo_path,
 )
@@ -188,9 +189,17 @@ def _check(lock: Lock, where: str) -> None:
     if not lock.manifests:
         raise wrong("it has no split")
     first = lock.manifests[0]
+    if not all(isinstance(name, str) for one in lock.manifests for name in (one.config, one.split, one.variant)):
+        raise wrong("the name of a config or a split is none")
     if len({manifest.split for manifest in lock.manifests}) != len(lock.manifests):
         raise wrong("it has a split twice")
-    check_repo_id(first.repo.repo_id)
+    for repo in (lock.request.repo, first.repo, *(item.repo for one in lock.manifests for item in one.items)):
+        # all three become parts of paths, or say where something is fetched from
+        named = (repo.repo_id, repo.revision, repo.repo_type)
+        if not all(isinstance(name, str) for name in named) or not is_repo_id(repo.repo_id):
+            raise wrong(f"{str(repo.repo_id)[:60]!r} is no repo of a Hub")
+        if repo.repo_type not in REPO_TYPES:
+            raise wrong(f"{str(repo.repo_type)[:60]!r} is no kind of repo")
     if not is_full_sha(first.repo.revision):
         raise wrong(f"{first.repo.revision[:60]!r} is no commit")
     asked = lock.request

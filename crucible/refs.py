@@ -16,6 +16,7 @@ NodeId = NewType("NodeId", str)
 """A node's name: Ray's hex id inside a cluster, `local` without one."""
 
 RepoType = Literal["dataset", "model", "space"]
+REPO_TYPES: tuple[RepoType, ...] = ("dataset", "model", "space")
 
 _REPO_PART = re.compile(r"[A-Za-z0-9_](?:[\w.-]{0,94}[A-Za-z0-9_])?", re.ASCII)
 _PLAIN_PATH = re.compile(r"(?:[A-Za-z0-9_-][A-Za-z0-9_.-]{0,200}/)*[A-Za-z0-9_-][A-Za-z0-9_.-]{0,200}")

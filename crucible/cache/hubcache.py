@@ -34,9 +34,9 @@ from typing import Any
 
 from crucible.cache.blobs import BlobFolder
 from crucible.cache.disk import disk_errors
-from crucible.errors import UnsafePath
+from crucible.errors import UnsafePath, UsageError
 from crucible.hashing import git_pointer_oid
-from crucible.refs import RepoRef, SourceFile, check_repo_id, is_full_sha, is_oid, safe_repo_path
+from crucible.refs import REPO_TYPES, RepoRef, SourceFile, check_repo_id, is_full_sha, is_oid, safe_repo_path
 
 TREE_FORMAT = 1
 _TAG = (
@@ -58,7 +58,9 @@ class HubCache:
     root: Path
 
     def folder(self, repo: RepoRef) -> Path:
-        """The repo's folder. Raises UsageError when `repo` is a folder of its own and not on a Hub."""
+        """The repo's folder. Raises UsageError when `repo` is a folder of its own and not on a Hub, or of no type."""
+        if repo.repo_type not in REPO_TYPES:
+            raise UsageError(f"{str(repo.repo_type)[:60]!r} is no kind of repo; there are {', '.join(REPO_TYPES)}")
         return self.root / "--".join([f"{repo.repo_type}s", *check_repo_id(repo.repo_id).split("/")])
 
     def blobs(self, repo: RepoRef) -> BlobFolder:

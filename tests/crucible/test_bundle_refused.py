@@ -183,6 +183,46 @@ def test_a_manifest_under_names_that_its_recipe_denies_is_refused(sides: Sides, 
     assert "is not what its key says" in refused(sides, whole)
 
 
+@pytest.mark.parametrize(
+    ("repo", "said"),
+    [
+        ({"repo_type": "../../../../planted/x"}, "is no kind of repo"),
+        ({"repo_type": ["dataset"]}, "is no repo of a Hub"),
+        ({"repo_id": "/etc"}, "is no repo of a Hub"),
+        ({"repo_id": "../x"}, "is no repo of a Hub"),
+        ({"revision": 5}, "is no repo of a Hub"),
+    ],
+)
+@pytest.mark.parametrize("items", [False, True])
+def test_a_repo_whose_name_would_lead_elsewhere_is_refused(
+    sides: Sides, tmp_path: Path, repo: dict[str, Any], said: str, items: bool
+) -> None:
+    """With the source files a bundle also says which folder of the Hub cache they go to."""
+    sides.export(tmp_path / "raw", raw=True)
+    raw = lock_dict(tmp_path / "raw")
+    for split, manifest in zip(raw["splits"], raw["manifests"], strict=True):
+        for item in manifest["items"]:
+            item["repo"].update(repo)
+        if not items:
+            manifest["repo"].update(repo)
+        split["manifest"] = digest_of(manifest)
+    if not items:
+        raw["request"]["repo"].update(repo)
+    (tmp_path / "raw" / NAME).write_bytes(canonical_json({**raw, "digest": digest_of(raw)}))
+    assert said in refused(sides, tmp_path / "raw")
+    assert not list(tmp_path.rglob("planted*"))
+
+
+@pytest.mark.parametrize("name", ["config", "split"])
+def test_a_name_that_is_no_text_is_refused(sides: Sides, whole: Path, name: str) -> None:
+    raw = lock_dict(whole)
+    for split, manifest in zip(raw["splits"], raw["manifests"], strict=True):
+        manifest[name] = [manifest[name]]
+        split["manifest"] = digest_of(manifest)
+    (whole / NAME).write_bytes(canonical_json({**raw, "digest": digest_of(raw)}))
+    assert "cannot be read" in refused(sides, whole) or "is none" in refused(sides, whole)
+
+
 def test_a_path_that_is_nothing_is_named(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match=r"nothing: cannot be opened \(No such file"):
         verify(str(tmp_path / "nothing"))
