@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar, cast
 
 import ray as untyped_ray
@@ -65,7 +67,9 @@ class RayHands:
             good = {key: shard.size for key, shard in made.items() if key not in wrong}
             self._agents.landed(result.node, good, None if wrong else result.key)
             if spoilt := [key for key in wrong if key in made]:
-                self.ask("set_aside", spoilt, nodes=[result.node])
+                # elsewhere: this is the thread of Ray's that told us, and an answer may need it
+                aside = partial(self.ask, "set_aside", spoilt, nodes=[result.node])
+                threading.Thread(target=aside, name="crucible-aside", daemon=True).start()
             return dict.fromkeys(wrong, "made again it has other bytes (another pyarrow than the one that made it?)")
 
         return _then(call.remote(recipe.item, options, order.job, None, dict(recipe.promised)).future(), landed)
