@@ -92,7 +92,9 @@ def open_bundle(path: str) -> Iterator[BundleReader]:
     try:
         folder = stat.S_ISDIR(os.stat(path).st_mode)
     except OSError as error:
-        raise BundleError(path, "", f"cannot be opened ({error.strerror})") from error
+        raise BundleError(
+            path, "", f"cannot be opened ({error.strerror}); give what `crucible export --out` wrote"
+        ) from error
     if folder:
         yield _Folder(Path(path))
         return

@@ -205,6 +205,8 @@ def _check(lock: Lock, where: str) -> None:
     asked = lock.request
     if (asked.repo.repo_id, asked.repo.repo_type) != (first.repo.repo_id, first.repo.repo_type):
         raise wrong(f"it was asked for {asked.repo.repo_id}, its shards are of {first.repo.repo_id}")
+    if is_full_sha(asked.repo.revision) and asked.repo.revision != first.repo.revision:
+        raise wrong(f"it was asked for {asked.repo.revision[:12]}, its shards are of {first.repo.revision[:12]}")
     if lock.survey.get("commit") != first.repo.revision or lock.survey.get("variant", "") != asked.variant:
         raise wrong("what it says of configs and splits is about another commit or request")
     digests: dict[str, str] = {}

@@ -213,6 +213,13 @@ def test_a_repo_whose_name_would_lead_elsewhere_is_refused(
     assert not list(tmp_path.rglob("planted*"))
 
 
+def test_a_bundle_gives_no_other_commit_its_rows(sides: Sides, whole: Path) -> None:
+    raw = lock_dict(whole)
+    raw["request"]["repo"]["revision"] = "0" * 40
+    (whole / NAME).write_bytes(canonical_json({**raw, "digest": digest_of(raw)}))
+    assert "it was asked for 000000000000, its shards are of" in refused(sides, whole)
+
+
 @pytest.mark.parametrize("name", ["config", "split"])
 def test_a_name_that_is_no_text_is_refused(sides: Sides, whole: Path, name: str) -> None:
     raw = lock_dict(whole)
