@@ -180,7 +180,9 @@ class Known:
             there = {*own, *(manifest_id for known in told.values() for manifest_id in known)}
             for manifest_id in {entry.manifest for entry in entries} - there:
                 with self._lock:
+                    let_go = self._let_go.intersection(self.ledger.keys_of([manifest_id]))
                     self.ledger.forget(manifest_id)
+                    self._let_go -= let_go - self.ledger.with_keys(let_go).keys()
             with suppress(StoreError):  # a full disk: the next time
                 for manifest_id in orders.keys() - there:
                     self.order("wanted", manifest_id, None)

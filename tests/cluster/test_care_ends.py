@@ -94,3 +94,17 @@ def test_a_node_that_does_not_say_how_big_it_is_keeps_what_it_has(tmp_path: Path
     told = ended(care, care.start_rebalance())
     assert told["copied"] == told["dropped"] > 5, "the others share what they have"
     assert agents.catalog.held(NodeId("aaaa")) == 20
+
+
+def test_what_was_let_go_is_remembered_no_longer_than_its_manifest(tmp_path: Path) -> None:
+    """Of data that pass through a cluster for weeks."""
+    gone, stays = make_manifest(4), make_manifest(4, repo="org/stays")
+    twin = make_manifest(2, repo="org/data", split="twin")  # the same content, so the same keys
+    care, _, _ = caring(tmp_path, NODES, [gone, stays, twin])
+    care.learn()
+    care._source_is_there = lambda *_: True  # type: ignore[method-assign]
+    for one in (gone, stays):
+        assert len(care.may_drop(NodeId("aaaa"), [shard.key for shard in one.shards])) == 4
+    (tmp_path / "manifests" / f"{gone.id}.json").unlink()
+    care.learn()
+    assert care._let_go == {shard.key for one in (stays, twin) for shard in one.shards}
