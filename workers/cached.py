@@ -2,8 +2,9 @@
 And what an earlier process left complete in the store, on its way into shards.
 
 The official client checks the size of what it downloads and nothing else, so a file is hashed here before it is used.
-It is used where it lies; a broken one is named in a warning, left as it is, and the Hub is asked instead. What crucible
-brought itself was hashed when it came, but that may have been before a crash and a reboot: so it is hashed once more.
+It is used where it lies; a broken one is named in a warning, and the Hub is asked instead. It is left as it is, unless
+source files are to be kept there. What crucible brought itself was hashed when it came, but that may have been before a
+crash and a reboot: so it is hashed once more.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ def drain_on_sigterm(node: NodeId, grace_s: float, others: Callable[[], bool]) -
     """
     if threading.current_thread() is not threading.main_thread():
         return
-    before = signal.getsignal(signal.SIGTERM)
+    before = signal.getsignal(signal.SIGTERM) or signal.SIG_DFL  # None: not Python's
 
     def leave(number: int, frame: Any) -> None:
         signal.signal(signal.SIGTERM, before)
