@@ -23,7 +23,9 @@ import numpy as np
 from crucible.refs import NodeId
 
 Rank = tuple[int, int, int]
-"""(0 tried again, 1 wished for, 2 neither; place in a reader's list; index)."""
+"""(0 tried again, 1 wished for, 2 neither; of wishes the place in a reader's list, then who came first; index)."""
+WISHES = 1 << 40
+"""More than there ever are in a job."""
 NEVER: Rank = (3, 0, 0)
 """After all ranks."""
 UNBOUNDED = 1 << 62
@@ -61,6 +63,8 @@ class Waiting:
         self._waits = bytearray()
         self._left = self._ended = 0
         self._wished: dict[int, Rank] = {}
+        self._wishes = 0
+        """Heard so far."""
         self._queues: dict[NodeId, _Queue] = {}
         """Of the nodes there are, and of those that went while they had work."""
         self._here: dict[NodeId, None] = {}
@@ -102,8 +106,13 @@ class Waiting:
         self._put((2, 0, index), node)
 
     def wish(self, index: int, place: int) -> None:
-        """Somebody needs the item as the `place`-th. Nothing if it does not wait, or is needed sooner already."""
-        rank = (1, place, index)
+        """Somebody needs the item as the `place`-th. Nothing if it does not wait, or is needed sooner already.
+
+        Of two at the same place the one that came first is first: a reader that goes on from item to item would else
+        always be before one that waits for a later item.
+        """
+        rank = (1, place * WISHES + self._wishes, index)
+        self._wishes += 1
         if 0 <= index < len(self._waits) and self._waits[index] and rank < self._wished.get(index, NEVER):
             self._wished[index] = rank
             self._enter(rank, self.homes[index])

@@ -47,12 +47,25 @@ def test_what_a_reader_waits_for_starts_next_in_the_order_of_its_list() -> None:
 
 def test_of_two_readers_each_gets_its_first_before_one_gets_its_second() -> None:
     wishes = Wished((5, 6, 7)), Wished((3, 2))
-    assert order_of(job(8, [A], 1), Started(), *wishes) == [0, 3, 5, 2, 6, 7, 1, 4]
+    assert order_of(job(8, [A], 1), Started(), *wishes) == [0, 5, 3, 6, 2, 7, 1, 4]
 
 
 def test_a_wish_can_only_make_an_item_come_sooner() -> None:
     wishes = Wished((5, 4)), Wished((1, 2, 5))
-    assert order_of(job(6, [A], 1), Started(), *wishes)[:3] == [0, 1, 5]
+    assert order_of(job(6, [A], 1), Started(), *wishes)[:3] == [0, 5, 1]
+
+
+def test_who_waits_for_a_late_item_is_not_passed_by_one_that_goes_from_item_to_item() -> None:
+    state, commands = apply(job(12, [A], 1), Started())
+    state, _ = apply(state, Wished((11,)))
+    started = []
+    for _ in range(3):
+        (running,) = state.running
+        state, more = apply(state, Wished((running + 1, running + 2)))  # what the other reads now is being made
+        assert not more
+        state, commands = apply(state, ItemDone(result(state.items[running], A)))
+        started += [command.item.index for command in run_items(commands)]
+    assert started == [11, 1, 2]
 
 
 def test_wishes_for_what_runs_or_is_done_or_does_not_exist_change_nothing() -> None:
