@@ -157,7 +157,8 @@ def _reserve(
                     return book.reserve(min(peak, max(room.left, 0)), what)
                 except DiskFull as error:  # not even for that: something else fills the disk
                     raise refusal(store, what, least or peak, room.left, room, "its records need room too") from error
-        if late or not room.reserved or least > room.left + room.reserved:
+        # work that is under way gives back more than it was promised: its source files and drafts count as used by now
+        if late or not room.reserved or (room.limit is not None and least > room.limit):
             raise refusal(store, what, least or peak, room.left, room, "nothing more can be evicted")
         check(stopped)
         rest(pause, stopped)
