@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from crucible.errors import ClusterError, ClusterRefused, ClusterUnreachable, VersionSkew
+from crucible.failure import first_line
 from crucible.reach import check_listens
 
 GCS_TIMEOUT_S = 10.0
@@ -72,7 +73,7 @@ class cluster:
         except (OSError, ValueError, RuntimeError, TimeoutError) as error:
             if (skew := _skew_in(str(self._address), str(error))) is not None:
                 raise skew from error
-            first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            first = first_line(error)
             if embedded:
                 raise ClusterError(f"Ray could not be started in this process: {first}") from error
             hint = "start one with `ray start --head`, or name another; what needs no cluster runs without an address"

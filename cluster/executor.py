@@ -20,6 +20,7 @@ from crucible.cluster.track import CopyShard, RunItem
 from crucible.cluster.turns import Turn
 from crucible.errors import ClusterError, CrucibleError, StaleCoordinator
 from crucible.failpoints import reach
+from crucible.failure import first_line
 from crucible.refs import NodeId, ShardInfo, WorkItem
 from crucible.report import Counts, ItemResult
 from crucible.workers.tasks import JobOptions, copy_shard_task, run_item_task
@@ -214,7 +215,7 @@ def most_cpus() -> int:
 
 def reason_of(error: BaseException) -> str:
     """The first line of what Ray says; the rest is its own traceback."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return first_line(error)
 
 
 def last_words(error: BaseException) -> str:

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from crucible.cluster.ledger import Order
 from crucible.cluster.upkeep import Plan
 from crucible.errors import CrucibleError, StaleCoordinator
+from crucible.failure import first_line
 from crucible.refs import NodeId, ShardInfo, WorkItem
 
 TICK_S = 0.5
@@ -264,7 +265,7 @@ def _hear(job: Job, future: Future[dict[str, str]], operation: Operation) -> set
     """Count how a job ended. Gives the keys with which something went wrong."""
     error = future.exception()
     if error is not None:
-        text = str(error) if isinstance(error, CrucibleError) else _first_line(error)
+        text = str(error) if isinstance(error, CrucibleError) else first_line(error)
         operation.went_wrong(f"node {job.node[:12]}: {text}", len(job.keys))
         return set(job.keys)
     problems = future.result()
@@ -273,7 +274,3 @@ def _hear(job: Job, future: Future[dict[str, str]], operation: Operation) -> set
     good = len(job.keys) - len(problems)
     job.done(good, job.size * good // max(1, len(job.keys)))
     return set(problems)
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

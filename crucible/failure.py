@@ -19,6 +19,11 @@ class CrucibleError(Exception):
             setattr(cls, "__str__", _shown(own))  # noqa: B010 - a method cannot be assigned to, as type checkers see it
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says that has any text; its type's name if it says nothing."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 def _shown(text_of: Callable[[Any], str]) -> Callable[[Any], str]:
     @functools.wraps(text_of)
     def shown(error: Any) -> str:

@@ -40,7 +40,12 @@ def shard_hasher() -> Hasher:
 def shard_digest(path: Path) -> str:
     """The digest of a shard on this disk, 64 hex digits."""
     with path.open("rb", buffering=0) as file:
-        return hashlib.file_digest(file, shard_hasher).hexdigest()  # type: ignore[arg-type]
+        return open_shard_digest(file)
+
+
+def open_shard_digest(file: BinaryIO | RawIOBase) -> str:
+    """The digest of the rest of an open shard."""
+    return hashlib.file_digest(file, shard_hasher).hexdigest()  # type: ignore[arg-type]
 
 
 def hash_bytes(file: SourceFile, data: bytes | bytearray) -> str:

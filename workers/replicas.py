@@ -5,18 +5,15 @@ One that cannot be brought does not stop the others. What comes back is small: w
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from typing import Any
 
 import ray as untyped_ray
 
-from crucible.cache.store import Store
-from crucible.errors import ClusterError, CrucibleError, StoreError
+from crucible.errors import CrucibleError, StoreError
 from crucible.refs import ShardInfo
 from crucible.report import Counts, Tally
-from crucible.workers.secret import load_secret
-from crucible.workers.tasks import COPY_KEEPS_S, JobOptions, check_epoch, this_node
+from crucible.workers.tasks import JobOptions, copying
 from crucible.workers.work import Workplace, copy_shard
 
 ray: Any = untyped_ray  # its annotations know neither `exceptions` nor what a remote call returns
@@ -48,13 +45,7 @@ def copy_shards(
 def _copy_shards(
     wanted: Sequence[tuple[ShardInfo, tuple[str, ...]]], options: JobOptions
 ) -> tuple[dict[str, str], Counts]:
-    settings = options.on_this_node()
-    store = Store(settings.home)
-    check_epoch(store, options)
-    secret = load_secret(store)
-    if secret is None:
-        raise ClusterError(f"{settings.home}: no cluster secret on this node; is its agent running?")
-    place = Workplace(store, settings, this_node(), since=time.time() - COPY_KEEPS_S)
+    place, secret = copying(options)
     return copy_shards(wanted, place, secret)
 
 

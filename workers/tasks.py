@@ -201,17 +201,23 @@ def _run_item(
     return replace(result, counts=result.counts + tally.counts)
 
 
-def _copy_shard(shard: ShardInfo, urls: tuple[str, ...], options: JobOptions) -> Counts:
-    """Bring a replica of a shard to this node."""
+def copying(options: JobOptions) -> tuple[Workplace, str]:
+    """Where replicas come to on this node, and the cluster's secret. Raises ClusterError and StaleCoordinator."""
     settings = options.on_this_node()
     store = Store(settings.home)
     check_epoch(store, options)
     secret = load_secret(store)
     if secret is None:
         raise ClusterError(f"{settings.home}: no cluster secret on this node; is its agent running?")
-    tally = Tally()
     # for a copy of what others have nothing goes that is in use
-    copy_shard(shard, urls, secret, Workplace(store, settings, this_node(), since=time.time() - COPY_KEEPS_S), tally)
+    return Workplace(store, settings, this_node(), since=time.time() - COPY_KEEPS_S), secret
+
+
+def _copy_shard(shard: ShardInfo, urls: tuple[str, ...], options: JobOptions) -> Counts:
+    """Bring a replica of a shard to this node."""
+    place, secret = copying(options)
+    tally = Tally()
+    copy_shard(shard, urls, secret, place, tally)
     reach("worker.copied")
     return tally.counts
 

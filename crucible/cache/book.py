@@ -150,8 +150,7 @@ class RoomBook:
             first, _, rest = os.pread(file.fileno(), HEAD_BYTES, 0).partition(b"\n")
             try:
                 record = json.loads(rest)
-                host, boot, namespace = (str(record[name]) for name in ("host", "boot", "namespace"))
-                owner = Owner(host, boot, namespace, int(record["pid"]), int(record["started"]))
+                owner = Owner.of(record)
                 promise = Promise(path, str(record["what"]), int(first), owner.pid)
                 locks = bool(record["locks"])
             except (ValueError, KeyError, TypeError, RecursionError):

@@ -7,7 +7,6 @@ thirtieth of a second for 64 MiB that have to be read anyway, and else for a loo
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import time
@@ -16,7 +15,7 @@ from contextlib import suppress
 from crucible.cache.seen import Stamp, stamp_of
 from crucible.cache.store import Store
 from crucible.errors import StoreError
-from crucible.hashing import shard_hasher
+from crucible.hashing import open_shard_digest
 from crucible.refs import ShardInfo
 
 TOUCH_S = 600.0
@@ -90,7 +89,7 @@ def hash_shard(store: Store, key: str) -> str | None:
     try:
         with path.open("rb", buffering=0) as file:
             before = os.fstat(file.fileno())
-            digest = hashlib.file_digest(file, shard_hasher).hexdigest()  # type: ignore[arg-type]
+            digest = open_shard_digest(file)
             after = os.fstat(file.fileno())
     except FileNotFoundError:
         return None

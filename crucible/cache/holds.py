@@ -316,8 +316,7 @@ def _read_on(descriptor: int, read: _Read) -> None:
 def _parse_head(line: bytes) -> tuple[Owner | None, bool]:
     try:
         record = json.loads(line)
-        host, boot, namespace = (str(record[name]) for name in ("host", "boot", "namespace"))
-        return Owner(host, boot, namespace, int(record["pid"]), int(record["started"])), bool(record["locks"])
+        return Owner.of(record), bool(record["locks"])
     except (ValueError, KeyError, TypeError, RecursionError):
         return None, False
 

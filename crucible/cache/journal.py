@@ -134,9 +134,7 @@ def _parse_header(line: bytes) -> tuple[Owner, str, int] | None:
         record = json.loads(line)
         if record["journal"] != VERSION:
             return None
-        host, boot, namespace = (str(record[name]) for name in ("host", "boot", "namespace"))
-        owner = Owner(host, boot, namespace, int(record["pid"]), int(record["started"]))
-        return owner, str(record["oid"]), int(record["size"])
+        return Owner.of(record), str(record["oid"]), int(record["size"])
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
 

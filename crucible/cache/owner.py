@@ -9,9 +9,10 @@ from __future__ import annotations
 import functools
 import os
 import socket
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 Fate = Literal["alive", "dead", "unknown"]
 
@@ -28,6 +29,12 @@ class Owner:
     pid: int
     started: int
     """Clock ticks from the boot to the start of the process; 0 where unknown."""
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> Owner:
+        """From what `asdict` gave, out of a file. Raises KeyError, ValueError or TypeError for anything else."""
+        host, boot, namespace = (str(record[name]) for name in ("host", "boot", "namespace"))
+        return cls(host, boot, namespace, int(record["pid"]), int(record["started"]))
 
     @staticmethod
     def current() -> Owner:

@@ -21,7 +21,6 @@ import os
 import shutil
 import statistics
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -159,9 +158,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if options.client:
         print(json.dumps(first_batch(options.client, options.repo)), flush=True)
         return
-    from scripts.bench.transfer import ended_by_signals, machine
+    from scripts.bench.transfer import ended_by_signals, machine, scratch_folder
 
-    with ended_by_signals(), tempfile.TemporaryDirectory(prefix="crucible-bench-", dir=options.scratch) as scratch:
+    with ended_by_signals(), scratch_folder(options.scratch) as scratch:
         about = {"machine": machine()}
         print(json.dumps(about) if options.json else about["machine"], flush=True)
         for record in measure(options, Path(scratch)):

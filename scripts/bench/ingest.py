@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from scripts.bench import corpora
 from scripts.bench.links import HERE, Processes, Server, loopback
-from scripts.bench.transfer import ended_by_signals, machine, say
+from scripts.bench.transfer import ended_by_signals, machine, say, scratch_folder
 
 MB = 10**6
 METHODS: dict[str, tuple[str, int]] = {
@@ -198,7 +198,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         options.profile.mkdir(parents=True, exist_ok=True)
     with (
         ended_by_signals(),
-        tempfile.TemporaryDirectory(prefix="crucible-bench-", dir=options.scratch) as scratch,
+        scratch_folder(options.scratch) as scratch,
         Processes() as processes,
     ):
         about = {"machine": machine()}

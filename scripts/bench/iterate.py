@@ -22,7 +22,6 @@ import os
 import statistics
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing import get_context
@@ -34,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from scripts.bench import corpora
 from scripts.bench.links import HERE, Processes
 from scripts.bench.readers import LIBRARIES
-from scripts.bench.transfer import ended_by_signals, machine, say
+from scripts.bench.transfer import ended_by_signals, machine, say, scratch_folder
 
 MODULES = {
     "crucible": "crucible",
@@ -203,7 +202,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parse(argv)
     with (
         ended_by_signals(),
-        tempfile.TemporaryDirectory(prefix="crucible-bench-", dir=options.scratch) as scratch,
+        scratch_folder(options.scratch) as scratch,
         Processes() as processes,
     ):
         about = {"machine": machine()}

@@ -157,15 +157,15 @@ def test_a_shard_that_the_disk_does_not_give_back_is_put_aside_and_made_anew(
     settings, manifest = made
     path = files_of(made)[2]
     os.utime(path)  # so that it is looked at
-    real = check.shard_hasher
+    real = check.open_shard_digest
     failing = iter([True])
 
-    def hasher() -> Any:
+    def digest(file: Any) -> str:
         if next(failing, False):
             raise OSError(errno.EIO, os.strerror(errno.EIO))
-        return real()
+        return real(file)
 
-    monkeypatch.setattr(check, "shard_hasher", hasher)
+    monkeypatch.setattr(check, "open_shard_digest", digest)
     assert ids(IterableDataset(manifest, NodeShards(settings))) == IDS
     assert [one["key"] for one in keeping.quarantined(Store(settings.home))] == [path.stem]
 
