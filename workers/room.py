@@ -144,21 +144,23 @@ def _reserve(
         with book.alone(stopped):
             room = room_of(store.home, settings.quota)
             least = peak if room.left >= peak else min(peak, need.least())
-            if room.left < peak and time.monotonic() - asked_at > ASK_EVERY_S:
+            late = time.monotonic() > give_up
+            # what was refused while others were under way may be had now: nobody is refused on an answer from then
+            last = late or not room.reserved
+            if room.left < peak and (last or time.monotonic() - asked_at > ASK_EVERY_S):
                 enough = make_room(store, settings, peak - room.left, since)
                 if not enough and room.left < least:
                     make_room(store, settings, least - room.left, since)
                 room = room_of(store.home, settings.quota)
                 asked_at = time.monotonic()
             # with less than it may take it starts only alone: two that are short of room would both end without
-            late = time.monotonic() > give_up
-            if room.left >= peak or (room.left >= least and (late or not room.reserved)):
+            if room.left >= peak or (room.left >= least and last):
                 try:
                     return book.reserve(min(peak, max(room.left, 0)), what)
                 except DiskFull as error:  # not even for that: something else fills the disk
                     raise refusal(store, what, least or peak, room.left, room, "its records need room too") from error
         # work that is under way gives back more than it was promised: its source files and drafts count as used by now
-        if late or not room.reserved or (room.limit is not None and least > room.limit):
+        if last or (room.limit is not None and least > room.limit):
             raise refusal(store, what, least or peak, room.left, room, "nothing more can be evicted")
         check(stopped)
         rest(pause, stopped)

@@ -120,6 +120,7 @@ def test_what_may_not_go_stays_and_the_refusal_says_where_how_much_and_what_woul
     assert RoomBook(settings.home).reserved() == 0
     Pins(settings.home).unpin(manifest.id)
     if why != "its source is gone":
+        age(store, 5000)  # `wrong` has just read them: in the tick of the disk's clock in which the job begins
         make(tmp_path / "second", settings.home, quota=tight.quota)
 
 
@@ -231,6 +232,29 @@ def test_work_waits_for_what_others_were_promised_and_did_not_take(tmp_path: Pat
         claim.expect(9_000_000)
         assert claim.left == 1_000_000, "what is expected only becomes less"
     assert RoomBook(settings.home).reserved() == 0
+
+
+def test_what_could_not_be_evicted_beside_other_work_is_evicted_when_that_has_ended(
+    first: tuple[Settings, Manifest],
+) -> None:
+    settings, manifest = first
+    store, used = Store(settings.home), sizes(settings.home)
+    tight = quota_for(settings, 0.25)
+    others = RoomBook(settings.home).reserve(int(used * 1.2), "others")  # more than all that could go
+    ended = threading.Event()
+
+    def second() -> None:
+        with admitted(store, tight, Need("second", int(used * 0.4), lambda: int(used * 0.35))):
+            ended.set()
+
+    thread = threading.Thread(target=second)
+    thread.start()
+    assert not ended.wait(0.3)
+    assert held(store, manifest) == FILES, "what would not be enough stays"
+    others.close()
+    assert ended.wait(WAIT_S)
+    thread.join(WAIT_S)
+    assert held(store, manifest) == FILES - 1
 
 
 def test_what_takes_more_than_it_was_promised_stops_at_the_quota(tmp_path: Path) -> None:
