@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
@@ -31,6 +32,14 @@ def chat_files(folder: Path, files: int, rows: int) -> Path:
         texts = [hashlib.sha256(str(i).encode()).hexdigest() * 4 for i in ids]
         pq.write_table(pa.table({"id": ids, "text": texts}), folder / f"train-{number:05d}-of-{files:05d}.parquet")
     return folder
+
+
+def until(true: Callable[[], Any], what: str = "it did not happen", *, most_s: float = 90) -> None:
+    """Wait for it, with a bound."""
+    deadline = time.monotonic() + most_s
+    while not true():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.05)
 
 
 class Background:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +13,7 @@ import crucible.session
 from crucible.failpoints import POINTS
 from tests.hubserver.faults import FaultyHub
 from tests.ray.conftest import Nodes
-from tests.ray.jobs import Background, chat_files, file_bytes
+from tests.ray.jobs import Background, chat_files, file_bytes, until
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 
@@ -48,13 +47,6 @@ def cluster(start_nodes: Any, hub: FaultyHub) -> Iterator[Nodes]:
         path.unlink()
 
 
-def wait_until(true: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + 90
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 def test_every_failpoint_has_its_round() -> None:
     assert sorted(point for points, _ in ROUNDS for point in points) == sorted(POINTS)
 
@@ -68,11 +60,11 @@ def test_a_job_that_dies_at_each_of_these_points_ends_and_nothing_is_done_twice(
         (cluster.failpoints / point).touch()
     job = Background(cluster.address, replicas=2)
     if "job.resolved" in one.points:
-        wait_until((cluster.failpoints / "job.resolved.reached").exists)
+        until((cluster.failpoints / "job.resolved.reached").exists)
         assert hub.import_folder("org/chat", chat_files(tmp_path / "newer", 1, 7)) != commit
     report = job.report()
     # an agent may start again after the job has ended without it
-    wait_until(lambda: all((cluster.failpoints / f"{point}.reached").exists() for point in one.points))
+    until(lambda: all((cluster.failpoints / f"{point}.reached").exists() for point in one.points))
     assert report.commit == commit, "a job stays at the commit that it was pinned to"
     assert report.rows == FILES * ROWS
     ids = [row["id"] for row in crucible.load_dataset("org/chat", split="train", revision=commit, streaming=True)]
@@ -80,6 +72,6 @@ def test_a_job_that_dies_at_each_of_these_points_ends_and_nothing_is_done_twice(
     extra = file_bytes(hub) - report.source_bytes
     biggest = max(path.stat().st_size for path in (tmp_path / "data").iterdir())
     assert 0 <= extra <= one.in_flight * biggest, "what had arrived did not come again"
-    wait_until(lambda: [node["alive"] for node in crucible.session.nodes(cluster.address)] == [True, True])
+    until(lambda: [node["alive"] for node in crucible.session.nodes(cluster.address)] == [True, True])
     (told,) = [told for told in crucible.session.status(cluster.address)["jobs"] if told["job"] == report.job]
     assert (told["phase"], told["commit"], told["items"]) == ("finished", commit, FILES)

@@ -6,8 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,16 +24,9 @@ from crucible.refs import DataRequest, ReadOptions, RepoRef, WorkItem
 from crucible.workers.serve import read_address
 from tests.hubserver.faults import FaultyHub
 from tests.ray.conftest import Nodes, ray_nodes
-from tests.ray.jobs import Background, chat_files, file_bytes
+from tests.ray.jobs import Background, chat_files, file_bytes, until
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
-
-
-def wait_until(true: Callable[[], Any], most_s: float = 90) -> None:
-    deadline = time.monotonic() + most_s
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def processes(title: str, home: Path) -> list[psutil.Process]:
@@ -63,20 +54,20 @@ def test_a_coordinator_that_wakes_after_another_has_taken_over_is_refused_and_no
     hub.add("slow", origin="cdn", piece=20_000, wait=0.1)
     with cluster(nodes.address):
         job = Background(nodes.address, coordinator_on=nodes.nodes[2].node_id)
-        wait_until(lambda: any(progress.items_done for progress in job.seen))
+        until(lambda: any(progress.items_done for progress in job.seen))
         (older,) = processes("ray::CoordinatorCore", nodes.homes[2])
         (raylet,) = nodes.nodes[2].all_processes["raylet"]
         try:
             for pid in (older.pid, raylet.process.pid):
                 os.kill(pid, signal.SIGSTOP)
-            wait_until(lambda: len(nodes.alive()) == 2, most_s=150)
-            wait_until(lambda: any(processes("ray::CoordinatorCore", home) for home in nodes.homes[:2]))
-            wait_until(lambda: [one for one in jobs(nodes).values() if one["phase"] != "resolve"])
+            until(lambda: len(nodes.alive()) == 2, most_s=150)
+            until(lambda: any(processes("ray::CoordinatorCore", home) for home in nodes.homes[:2]))
+            until(lambda: [one for one in jobs(nodes).values() if one["phase"] != "resolve"])
             os.kill(older.pid, signal.SIGCONT)  # its raylet sleeps on, and cannot end it
             hub.clear_faults()
             report = job.report()
             logs = [*nodes.scratch.rglob(f"*{older.pid}.err"), *nodes.scratch.rglob(f"*{older.pid}.out")]
-            wait_until(lambda: any(b"has taken over" in path.read_bytes() for path in logs))
+            until(lambda: any(b"has taken over" in path.read_bytes() for path in logs))
         finally:
             nodes.kill_node(2)
     assert report.rows == 24_000
@@ -102,15 +93,15 @@ def test_of_two_coordinators_at_once_the_younger_goes_on_with_the_jobs_and_the_o
     with cluster(nodes.address):
         older = reach_coordinator(embedded=False)
         job = Background(nodes.address)
-        wait_until(lambda: any(progress.phase == "items" for progress in job.seen) and hub.bytes_sent() > 100_000)
+        until(lambda: any(progress.phase == "items" for progress in job.seen) and hub.bytes_sent() > 100_000)
         (name,) = [name for name, one in jobs(nodes).items() if one["phase"] == "items"]
         # as if Ray had forgotten that there is one: on the other node, which knows of the job what its agent was told
         there = NodeAffinitySchedulingStrategy(nodes.nodes[1].node_id, soft=False)
         younger = Coordinator.options(name="another", namespace="crucible", memory=1, scheduling_strategy=there).remote(
             False
         )
-        wait_until(lambda: {one["job"] for one in ray.get(younger.jobs.remote(), timeout=60)} >= {name})
-        wait_until(lambda: replaced(older) and outcome(older, name) is not None)
+        until(lambda: {one["job"] for one in ray.get(younger.jobs.remote(), timeout=60)} >= {name})
+        until(lambda: replaced(older) and outcome(older, name) is not None)
         assert isinstance(outcome(older, name), (StaleCoordinator, str))
         request, options = DataRequest(RepoRef("org/chat")), JobOptions.of(Settings.from_env())
         with pytest.raises((StaleCoordinator, ray.exceptions.RayActorError)):
@@ -118,7 +109,7 @@ def test_of_two_coordinators_at_once_the_younger_goes_on_with_the_jobs_and_the_o
         hub.clear_faults()
         # the driver looks for one of the usual name, finds none, and starts it: that is the third, and the youngest
         assert job.report().rows == 48_000
-        wait_until(lambda: outcome(younger, name) == "left")
+        until(lambda: outcome(younger, name) == "left")
         assert jobs(nodes)[name]["phase"] == "finished"
     ids = [row["id"] for row in crucible.load_dataset("org/chat", split="train", streaming=True)]
     assert ids == list(range(48_000))
@@ -203,7 +194,7 @@ def test_jobs_go_on_without_their_driver_but_not_without_the_token_that_only_it_
                 given = str(nodes.homes[0] / "token-of-hers") if job == "hers" else None
                 request = DataRequest(RepoRef("ann/chat" if given else "org/chat"), split="train")
                 ray.get(coordinator.submit.remote(job, request, asked, 1, None, given), timeout=60)
-            wait_until(lambda: all(one["commit"] for name, one in jobs(nodes).items() if name in names))
+            until(lambda: all(one["commit"] for name, one in jobs(nodes).items() if name in names))
             epoch = jobs(nodes)[names[0]]["epoch"]
             (running,) = [one for home in nodes.homes for one in processes("ray::CoordinatorCore", home)]
             running.kill()
@@ -216,7 +207,7 @@ def test_jobs_go_on_without_their_driver_but_not_without_the_token_that_only_it_
                     return False
                 return all(found[job]["ended"] for job in names)
 
-            wait_until(ended)
+            until(ended)
         found = jobs(nodes)
         assert found[names[0]]["phase"] == "finished"
         assert found[names[0]]["epoch"] > epoch
@@ -240,7 +231,7 @@ def test_a_driver_whose_coordinator_dies_gives_its_token_again(
         monkeypatch.setenv("HF_TOKEN", "hf_only_the_driver_has_it")
         hub.add("slow", origin="cdn", piece=20_000, wait=0.1)
         job = Background(nodes.address)
-        wait_until(lambda: any(progress.items_done for progress in job.seen))
+        until(lambda: any(progress.items_done for progress in job.seen))
         (running,) = [one for home in nodes.homes for one in processes("ray::CoordinatorCore", home)]
         running.kill()
         hub.clear_faults()
@@ -263,7 +254,7 @@ def test_an_agent_that_dies_while_nothing_runs_is_known_by_its_new_address(
         assert here is not None
         return there is not None and there.url != before.url and there.url in here.peers
 
-    wait_until(told)
+    until(told)
 
 
 @pytest.mark.slow  # two clusters of its own
@@ -283,7 +274,7 @@ def test_a_cluster_that_is_started_again_on_its_stores_goes_on_with_what_it_had_
         command = [sys.executable, "-c", code, nodes.address, hub.endpoint]
         driver = subprocess.Popen(command, env={**os.environ, **environment, "CRUCIBLE_HOME": str(nodes.homes[0])})
         try:
-            wait_until(lambda: sum(len(list(Store(home).item_keys())) for home in nodes.homes) >= 2)
+            until(lambda: sum(len(list(Store(home).item_keys())) for home in nodes.homes) >= 2)
         finally:
             driver.kill()
             driver.wait(10)
@@ -295,7 +286,7 @@ def test_a_cluster_that_is_started_again_on_its_stores_goes_on_with_what_it_had_
     with ray_nodes(tmp_path / "nodes", 2, environment) as nodes:
         ray.init(address=nodes.address, log_to_driver=False, configure_logging=False)
         assert len(crucible.session.nodes(nodes.address)) == 2  # whatever asks first starts the coordinator
-        wait_until(lambda: all(one["ended"] for one in jobs(nodes).values()) and jobs(nodes))
+        until(lambda: all(one["ended"] for one in jobs(nodes).values()) and jobs(nodes))
         (job,) = jobs(nodes).values()
         assert (job["phase"], job["error"]) == ("finished", "")
     sizes = [path.stat().st_size for path in (tmp_path / "data").iterdir()]

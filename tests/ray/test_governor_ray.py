@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from crucible.refs import RepoRef
 from tests.hubserver.counting import CountingHub
 from tests.hubserver.faults import Fault
 from tests.ray.conftest import Nodes, ray_nodes
+from tests.ray.jobs import until
 
 pytestmark = pytest.mark.ray
 
@@ -94,13 +95,6 @@ def facts() -> dict[str, int]:
     return found
 
 
-def until(true: Callable[[], bool], most_s: float) -> None:
-    end = time.monotonic() + most_s
-    while not true():
-        assert time.monotonic() < end, "it never became true"
-        time.sleep(0.05)
-
-
 def test_a_cluster_stays_within_quota_and_connections_although_others_eat_from_it(
     strict: CountingHub, nodes: Nodes, tmp_path: Path
 ) -> None:
@@ -116,7 +110,7 @@ def test_a_cluster_stays_within_quota_and_connections_although_others_eat_from_i
         assert later < CONNECTIONS, "what came after the first refusal was in flight when it said no"
     assert 2 <= strict.peak <= CONNECTIONS
     assert facts()["most"] <= CONNECTIONS
-    until(lambda: facts()["in_flight"] == facts()["in_line"] == 0, 30)
+    until(lambda: facts()["in_flight"] == facts()["in_line"] == 0, most_s=30)
 
 
 def hold_and_die(settings: Settings, count: int) -> None:
@@ -147,7 +141,7 @@ def test_what_a_dead_process_held_is_free_again(strict: CountingHub, nodes: Node
     assert facts()["most"] == max(before, CONNECTIONS)
     for one in held:
         one.__exit__(None, None, None)
-    until(lambda: facts()["in_flight"] == 0, 30)
+    until(lambda: facts()["in_flight"] == 0, most_s=30)
 
 
 def test_a_quiet_time_outlives_the_governor_that_was_told_it(strict: CountingHub, nodes: Nodes, tmp_path: Path) -> None:
@@ -171,21 +165,22 @@ def test_a_quiet_time_outlives_the_governor_that_was_told_it(strict: CountingHub
     threads = [threading.Thread(target=wait_for_it, daemon=True) for _ in range(3)]
     for thread in threads:
         thread.start()
-    until(lambda: governor.waiting() is not None, 10)
+    until(lambda: governor.waiting() is not None, most_s=10)
     seen = governor.waiting()
     assert seen is not None
     assert (seen.bucket, seen.reason) == ("pages", "0 of 70 left")
-    until(lambda: DESK.quiet(Key(governor.account, "pages")) > 0, 5)  # a beat brings the quiet time to this process
+    # a beat brings the quiet time to this process
+    until(lambda: DESK.quiet(Key(governor.account, "pages")) > 0, most_s=5)
     first = ray.get(ensure_governor().pid.remote(), timeout=30)
     os.kill(first, signal.SIGKILL)
     for thread in threads:
         thread.join(40)
     assert len(passed) == 3
     assert min(passed) >= 6, "nobody sent before the Hub said"
-    until(lambda: ray.get(ensure_governor().pid.remote(), timeout=30) != first, 30)
+    until(lambda: ray.get(ensure_governor().pid.remote(), timeout=30) != first, most_s=30)
     with governor.request("pages") as replied:  # and the new one is used
         replied(200, {})
-    until(lambda: facts()["processes"] > 0, 20)
+    until(lambda: facts()["processes"] > 0, most_s=20)
 
 
 def test_prefetch_says_that_a_task_on_some_node_waits_for_the_hub(strict: CountingHub, nodes: Nodes) -> None:

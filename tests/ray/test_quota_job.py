@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,7 @@ from crucible.manifest import Manifest
 from crucible.workers.room import make_room
 from tests.hubserver.faults import FaultyHub
 from tests.ray.conftest import Nodes
-from tests.ray.jobs import chat_files
+from tests.ray.jobs import chat_files, until
 
 FILES, ROWS = 6, 3000
 WAIT_S = 60
@@ -34,13 +32,6 @@ def holders(nodes: Nodes, manifest: Manifest) -> Counter[str]:
                 assert shard_digest(store.shard_path(shard.key)) == shard.digest
                 found[shard.key] += 1
     return found
-
-
-def until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + WAIT_S
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
 
 
 def test_a_full_node_passes_its_work_on_and_evicts_only_what_can_be_had_again(
@@ -67,7 +58,8 @@ def test_a_full_node_passes_its_work_on_and_evicts_only_what_can_be_had_again(
     assert all(holders(nodes, manifest)[shard.key] for shard in manifest.shards), "the last copy of each is there"
     hub.clear_faults()
     before = Usage(node).shards()[1]
-    until(lambda: make_room(Store(node), settings, 1000, None))  # a source that was away is asked again soon
+    # a source that was away is asked again soon
+    until(lambda: make_room(Store(node), settings, 1000, None), most_s=WAIT_S)
     assert Usage(node).shards()[1] < before
     rows = [row for rank in nodes.ranks("org/chat", split="train", epochs=1) for row in rank["epochs"][0]]
     assert len(rows) == len(set(rows)) == FILES * ROWS, "each row once, whatever went"

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import crucible
 from crucible import errors
 from crucible.workers.asking import Line
 from tests.hubserver.faults import FaultyHub
-from tests.ray.jobs import Background, file_bytes
+from tests.ray.jobs import Background, file_bytes, until
 from tests.ray.test_main_job import children
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
@@ -55,13 +54,6 @@ def slow(hub: FaultyHub, tmp_path: Path, start_nodes: Any) -> Iterator[tuple[Fau
 def begun(job: Background, hub: FaultyHub) -> None:
     """The job is under way: the first bytes of files have left the Hub."""
     until(lambda: job.seen and hub.bytes_sent() > 50_000)
-
-
-def until(true: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + 90
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def asked_for(hub: FaultyHub) -> list[str]:

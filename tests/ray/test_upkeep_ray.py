@@ -22,7 +22,7 @@ from crucible.cluster.ledger import Choice
 from crucible.hashing import shard_digest
 from crucible.workers.serve import read_address
 from tests.hubserver.faults import FaultyHub
-from tests.ray.jobs import chat_files, file_bytes
+from tests.ray.jobs import chat_files, file_bytes, until
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 WAIT_S = 90
@@ -48,13 +48,6 @@ def copies(homes: list[Path], manifest: Any) -> list[int]:
         sum(store.has_shard(shard) and shard_digest(store.shard_path(shard.key)) == shard.digest for store in stores)
         for shard in manifest.shards
     ]
-
-
-def until(true: Any, what: str) -> None:
-    deadline = time.monotonic() + WAIT_S
-    while not true():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.1)
 
 
 @contextmanager
