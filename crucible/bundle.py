@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from crucible import ustar
+from crucible.config import lock_bytes
 from crucible.errors import BundleError, ChecksumMismatch, CrucibleError
 from crucible.hashing import Hasher, hasher_for, shard_hasher
 from crucible.lockfile import NAME, Lock, Member, lock_from_json
@@ -29,8 +30,6 @@ from crucible.refs import ShardInfo, SourceFile
 from crucible.report import Progress
 
 CHUNK = 1 << 20
-LOCK_LIMIT = 8 << 30
-"""Bytes of a lock file: that of ten million shards has about half of it."""
 STREAM = "-"
 """In place of a path: standard input or output."""
 Chunks = Iterator[bytes]
@@ -108,11 +107,9 @@ def read_lock(path: str) -> Lock:
         with open_bundle(path) as bundle:
             return bundle.lock
     with _reading(path, ""), open(path, "rb") as file:
-        if file.read(1) != b"{":
-            file.seek(0)
+        if file.peek(1)[:1] != b"{":  # what comes through a pipe cannot be gone back in
             return _Tar(path, file).lock
-        file.seek(0)
-        return lock_from_json(_limited(path, file, os.fstat(file.fileno()).st_size), path)
+        return lock_from_json(_limited(path, file), path)
 
 
 def verify(path: str, on_progress: Callable[[Progress], None] = lambda _: None) -> BundleReport:
@@ -166,7 +163,7 @@ class _Folder:
         if not (root / NAME).exists():
             raise BundleError(self.where, NAME, "is not there: no bundle, or an export that did not end; export again")
         with self._file(NAME) as file:
-            self.lock = lock_from_json(_limited(self.where, file, os.fstat(file.fileno()).st_size), self.where)
+            self.lock = lock_from_json(_limited(self.where, file), self.where)
 
     @contextmanager
     def open(self, member: Member) -> Iterator[Chunks]:
@@ -227,8 +224,8 @@ class _Tar:
             raise BundleError(
                 where, "", "is no bundle: it does not begin with a lock file, as `crucible export` writes it"
             )
-        if size > LOCK_LIMIT:
-            raise BundleError(where, NAME, f"says it has {size:,} bytes; no lock file has more than {LOCK_LIMIT:,}")
+        if size > (limit := lock_bytes()):
+            raise _too_big(where, f"{size:,} bytes", limit)
         data = b"".join(self._body(NAME, size))
         self._pad(NAME, size)
         self.lock = lock_from_json(data, where)
@@ -297,7 +294,18 @@ def _reading(where: str, name: str) -> Iterator[None]:
         raise BundleError(where, name, said) from error
 
 
-def _limited(where: str, file: BinaryIO, size: int) -> bytes:
-    if size > LOCK_LIMIT:
-        raise BundleError(where, NAME, f"has {size:,} bytes; no lock file has more than {LOCK_LIMIT:,}")
-    return file.read()
+def _limited(where: str, file: BinaryIO) -> bytes:
+    """All of a lock file, of which nobody has said how long it is: it may come through a pipe."""
+    limit, parts = lock_bytes(), list[bytes]()
+    left = limit + 1
+    while left and (part := file.read(min(CHUNK, left))):
+        parts.append(part)
+        left -= len(part)
+    if not left:
+        raise _too_big(where, f"more than {limit:,} bytes", limit)
+    return b"".join(parts)
+
+
+def _too_big(where: str, has: str, limit: int) -> BundleError:
+    allowed = f"CRUCIBLE_LOCK_BYTES allows {limit:,}; to read one takes 13 times its size of memory"
+    return BundleError(where, NAME, f"has {has}, {allowed}: raise it if you know who wrote this one")

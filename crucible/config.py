@@ -164,6 +164,11 @@ def decoders(environ: Mapping[str, str] | None = None) -> int:
     return max(1, min(MOST_DECODERS, len(os.sched_getaffinity(0)) // ranks))
 
 
+def lock_bytes(environ: Mapping[str, str] | None = None) -> int:
+    """Bytes of the biggest lock file that is read (CRUCIBLE_LOCK_BYTES). That of a million shards has two thirds."""
+    return _size(os.environ if environ is None else environ, "CRUCIBLE_LOCK_BYTES", 1 << 30)
+
+
 def node_settings() -> Settings:
     """The settings of a Ray worker: nobody's rank, whatever launcher its raylet was started in."""
     launchers = {name for names in LAUNCHERS for name in names}

@@ -6,6 +6,9 @@ import io
 import os
 import shutil
 import tarfile
+import threading
+from contextlib import suppress
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from crucible import ustar
-from crucible.bundle import verify
+from crucible.bundle import read_lock, verify
 from crucible.errors import BundleError, ChecksumMismatch
 from crucible.lockfile import NAME
 from crucible.refs import canonical_json, digest_of
@@ -171,6 +174,45 @@ def test_a_lock_file_that_says_something_else_is_refused(
 def test_what_is_no_lock_file_is_refused(sides: Sides, whole: Path, data: bytes) -> None:
     (whole / NAME).write_bytes(data)
     assert NAME in refused(sides, whole)
+
+
+def test_a_lock_file_that_is_too_big_is_not_read(
+    sides: Sides, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = (whole / NAME).stat().st_size
+    monkeypatch.setenv("CRUCIBLE_LOCK_BYTES", str(size - 1))
+    for path in (whole, whole.with_suffix(".tar")):
+        assert f"CRUCIBLE_LOCK_BYTES allows {size - 1:,}" in refused(sides, path)
+    with pytest.raises(BundleError, match="CRUCIBLE_LOCK_BYTES"):
+        read_lock(str(whole / NAME))
+    monkeypatch.setenv("CRUCIBLE_LOCK_BYTES", str(size))
+    assert sides.take(whole.with_suffix(".tar")).lock == read_lock(str(whole / NAME)).digest
+
+
+@pytest.mark.parametrize("endless", [False, True])
+def test_a_lock_file_through_a_pipe_is_read_up_to_its_bound(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, endless: bool
+) -> None:
+    monkeypatch.setenv("CRUCIBLE_LOCK_BYTES", "8MiB")
+    data = (whole / NAME).read_bytes()
+    os.mkfifo(tmp_path / "pipe")
+    written = 0
+
+    def write() -> None:
+        nonlocal written
+        with suppress(BrokenPipeError), open(tmp_path / "pipe", "wb", buffering=0) as pipe:
+            for piece in repeat(b"{" * (1 << 16)) if endless else [data]:
+                written += pipe.write(piece) or 0
+
+    writer = threading.Thread(target=write, daemon=True)
+    writer.start()
+    if endless:
+        with pytest.raises(BundleError, match=r"has more than 8,388,608 bytes, CRUCIBLE_LOCK_BYTES"):
+            read_lock(str(tmp_path / "pipe"))
+    else:
+        assert read_lock(str(tmp_path / "pipe")).to_json() == data
+    writer.join(30)
+    assert written <= 9 << 20
 
 
 def test_a_manifest_under_names_that_its_recipe_denies_is_refused(sides: Sides, whole: Path) -> None:
