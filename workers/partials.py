@@ -12,6 +12,7 @@ import time
 import zlib
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from typing import Literal
 
 from crucible.cache.blobs import BlobFolder, Partial
 from crucible.cache.book import Reservation, RoomBook
@@ -22,6 +23,8 @@ from crucible.refs import SourceFile
 
 LINGER_S = 30.0
 """Longer than a slow link needs for one range; a work item that is not announced here waits at most so long."""
+PATIENCE_S = 5.0
+"""For somebody else who measures the room here, or begins with the same file: well below what who pushes waits for."""
 MOST = 64
 """Files under way here at once; each holds two descriptors."""
 
@@ -72,34 +75,59 @@ class Incoming:
 
 
 class Partials:
-    """All landings of one store. Thread-safe; what it does with the disk may block, so not for an event loop."""
+    """All landings of one store. Thread-safe; what it does with the disk may block, so not for an event loop.
+
+    Nothing slow is done under the lock. A file that is begun with, or let go of, is in `_busy` meanwhile: others that
+    come with ranges of it wait a little, and ranges of other files come in.
+    """
 
     def __init__(self, store: Store, quota: Quota | None = None) -> None:
         """`quota` says what the store may take; without it only the disk does."""
         self._store, self._quota = store, quota or Quota()
         self._blobs: BlobFolder = store.raw
-        self._lock = threading.Lock()
+        self._lock = threading.Condition()
         self._landings: dict[str, Landing] = {}
+        self._busy: dict[str, Literal["", "released", "unwanted"]] = {}
+        """By oid, what was asked of the file since somebody began with it or began to let go of it."""
         self._closed = False
 
     def enter(self, file: SourceFile, start: int) -> Incoming:
         """Begin with a range. Pair with `leave`. Raises PartialRefused or StoreError."""
         with self._lock:
+            if not self._lock.wait_for(lambda: file.oid not in self._busy, PATIENCE_S):
+                raise PartialRefused(503, "the file is still being begun with here")
             landing = self._landings.get(file.oid)
-            if landing is None:
-                landing = self._landings[file.oid] = self._begin(file)
-            elif landing.partial.file.size != file.size:
-                raise PartialRefused(409, f"the file has {landing.partial.file.size} bytes")
-            landing.users += 1
-            return Incoming(landing, start)
+            if landing is not None:
+                if landing.partial.file.size != file.size:
+                    raise PartialRefused(409, f"the file has {landing.partial.file.size} bytes")
+                landing.users += 1
+                return Incoming(landing, start)
+            if self._closed or len(self._landings) + len(self._busy) >= MOST:
+                raise PartialRefused(503, "no room for another file")
+            self._busy[file.oid] = ""
+        try:
+            landing = self._begin(file)
+        except BaseException:
+            self._over(file.oid)
+            raise
+        with self._lock:
+            if not self._busy[file.oid] and not self._closed:
+                del self._busy[file.oid]
+                self._landings[file.oid] = landing
+                landing.users += 1
+                self._lock.notify_all()
+                return Incoming(landing, start)
+        self._end(landing)
+        raise PartialRefused(409, "another process goes on with this file")
 
     def leave(self, incoming: Incoming) -> None:
         landing = incoming.landing
         with self._lock:
             landing.users -= 1
             landing.used_at = time.monotonic()
-            if landing.leaving and not landing.users:
-                self._end(landing)
+            last = landing.leaving and not landing.users
+        if last:
+            self._end(landing)
 
     def release(self, oid: str) -> None:
         """A process of this node goes on with the blob."""
@@ -109,33 +137,39 @@ class Partials:
         """Nobody will need the ranges: the file is done elsewhere."""
         if self._let_go(oid, unwanted=True):
             return
-        with self._lock, self._blobs.claim(SourceFile(oid, 1 << 62, oid, len(oid) == 64), wait_s=0) as partial:
+        with self._blobs.claim(SourceFile(oid, 1 << 62, oid, len(oid) == 64), wait_s=0) as partial:
             if partial is not None:
                 partial.reset()
 
     def expire(self, older_than_s: float = LINGER_S) -> None:
         """Let go of what nothing came for in that time."""
         with self._lock:
-            for oid, landing in list(self._landings.items()):
-                idle = not landing.users and time.monotonic() - landing.used_at >= older_than_s
-                if idle or landing.partial.fenced:
-                    self._depart(oid, landing)
+            gone = [
+                landing
+                for landing in self._landings.values()
+                if landing.partial.fenced or (not landing.users and time.monotonic() - landing.used_at >= older_than_s)
+            ]
+            ended = [landing for landing in gone if self._depart(landing)]
+        for landing in ended:
+            self._end(landing)
 
     def close(self) -> None:
         with self._lock:
             self._closed = True
-            for oid, landing in list(self._landings.items()):
-                self._depart(oid, landing)
+            ended = [landing for landing in list(self._landings.values()) if self._depart(landing)]
+        for landing in ended:
+            self._end(landing)
 
-    # --- inside, under the lock
+    # --- inside
 
     def _begin(self, file: SourceFile) -> Landing:
-        if self._closed or len(self._landings) >= MOST:
-            raise PartialRefused(503, "no room for another file")
+        """May take long: others measure their room, and what lies here from before is read."""
         lease = ExitStack()
         try:
             book = RoomBook(self._store.home)
-            with book.alone():
+            with book.alone(wait_s=PATIENCE_S) as alone:
+                if not alone:
+                    raise PartialRefused(503, "others are making room here")
                 # nothing is evicted for what is only here in case that another node dies
                 if (left := room_of(self._store.home, self._quota).left) < file.size - self._blobs.landed(file):
                     raise PartialRefused(507, f"no room for {file.size} bytes, {max(0, left)} are left")
@@ -152,20 +186,39 @@ class Partials:
         return Landing(partial, lease, room)
 
     def _let_go(self, oid: str, *, unwanted: bool) -> bool:
+        """Whether it is held here; whoever is busy with it then lets go of it as soon as that is done."""
         with self._lock:
+            if oid in self._busy:
+                self._busy[oid] = "unwanted" if unwanted else self._busy[oid] or "released"
+                return True
             landing = self._landings.get(oid)
-            if landing is not None:
-                landing.unwanted = unwanted
-                self._depart(oid, landing)
-            return landing is not None
+            if landing is None:
+                return False
+            landing.unwanted = unwanted
+            last = self._depart(landing)
+        if last:
+            self._end(landing)
+        return True
 
-    def _depart(self, oid: str, landing: Landing) -> None:
+    def _depart(self, landing: Landing) -> bool:
+        """Under the lock: take nothing more for it. True if nobody is at it, so that the caller has to `_end` it."""
+        oid = landing.partial.file.oid
         del self._landings[oid]
         landing.leaving = True
-        if not landing.users:
-            self._end(landing)
+        self._busy[oid] = ""
+        return not landing.users
 
     def _end(self, landing: Landing) -> None:
-        with landing.lease:
-            if landing.unwanted:
-                landing.partial.reset()
+        """Of a file that is in `_busy`: give back its room and its lease."""
+        oid = landing.partial.file.oid
+        try:
+            with landing.lease:
+                if landing.unwanted or self._busy.get(oid) == "unwanted":
+                    landing.partial.reset()
+        finally:
+            self._over(oid)
+
+    def _over(self, oid: str) -> None:
+        with self._lock:
+            self._busy.pop(oid, None)
+            self._lock.notify_all()

@@ -120,6 +120,8 @@ class AgentServer:
         self._partials = Partials(store, node_settings().quota)
         # threads of their own: the default ones open the shards that are served
         self._pool = ThreadPoolExecutor(4, thread_name_prefix="crucible-partials")
+        # to begin with a file may take seconds, in which the ranges of others come in
+        self._slow = ThreadPoolExecutor(4, thread_name_prefix="crucible-partials-slow")
         self._loop = asyncio.new_event_loop()
         self._ready = threading.Event()
         self._failure: BaseException | None = None
@@ -139,6 +141,7 @@ class AgentServer:
             self._loop.call_soon_threadsafe(self._stop.set)
             self._thread.join(START_TIMEOUT_S)
         self._pool.shutdown()
+        self._slow.shutdown()
         self._partials.close()
 
     def _run(self, host: str, ports: range) -> None:
@@ -176,7 +179,7 @@ class AgentServer:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._stop.wait(), EXPIRE_EVERY_S)
             with suppress(StoreError):
-                await self._off_loop(self._partials.expire)
+                await self._off_loop(self._slow, self._partials.expire)
         await listener.close()
         await runner.cleanup()
         await listener.clear()
@@ -275,7 +278,7 @@ class AgentServer:
         """A range that another node pushes. The body goes to the disk piece by piece."""
         try:
             file, start, left = _pushed(request)
-            incoming = await self._off_loop(self._partials.enter, file, start)
+            incoming = await self._off_loop(self._slow, self._partials.enter, file, start)
         except PartialRefused as error:
             return _refusal(error.status, str(error))
         except StoreError as error:
@@ -284,9 +287,9 @@ class AgentServer:
             while left:
                 async with asyncio.timeout(self._bounds.body_s):
                     piece = await request.content.readexactly(min(left, PIECE_BYTES))
-                await self._off_loop(incoming.write, piece)
+                await self._off_loop(self._pool, incoming.write, piece)
                 left -= len(piece)
-            await self._off_loop(incoming.finish)
+            await self._off_loop(self._pool, incoming.finish)
         except (TimeoutError, asyncio.IncompleteReadError, ConnectionError):
             return _refusal(400, "the body ended before its announced length")
         except PartialRefused as error:
@@ -298,23 +301,27 @@ class AgentServer:
         return web.Response(status=204)
 
     async def _release(self, request: web.Request) -> web.StreamResponse:
-        return await self._let_go(request, self._partials.release)
+        return await self._let_go(request, self._pool, self._partials.release)
 
     async def _drop(self, request: web.Request) -> web.StreamResponse:
-        return await self._let_go(request, self._partials.drop)
+        return await self._let_go(request, self._slow, self._partials.drop)
 
-    async def _let_go(self, request: web.Request, how: Callable[[str], None]) -> web.StreamResponse:
+    async def _let_go(
+        self, request: web.Request, pool: ThreadPoolExecutor, how: Callable[[str], None]
+    ) -> web.StreamResponse:
         oid = request.match_info["oid"]
         if not _OID.fullmatch(oid):
             return _refusal(404, "not an oid")
         try:
-            await self._off_loop(how, oid)
+            await self._off_loop(pool, how, oid)
         except StoreError as error:
             return _refusal(500, str(error))
         return web.Response(status=204)
 
-    def _off_loop(self, do: Callable[P, R], *args: P.args, **named: P.kwargs) -> asyncio.Future[R]:
-        return self._loop.run_in_executor(self._pool, lambda: do(*args, **named))
+    def _off_loop(
+        self, pool: ThreadPoolExecutor, do: Callable[P, R], *args: P.args, **named: P.kwargs
+    ) -> asyncio.Future[R]:
+        return self._loop.run_in_executor(pool, lambda: do(*args, **named))
 
     async def _status(self, _: web.Request) -> web.StreamResponse:
         return web.json_response(await asyncio.to_thread(store_status, self._store, self._node, self.url))

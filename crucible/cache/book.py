@@ -89,16 +89,19 @@ class RoomBook:
         self._turn = home / "locks" / "room.lock"
 
     @contextmanager
-    def alone(self, stopped: Callable[[], bool] = never) -> Iterator[None]:
-        """Measure and promise without anybody else doing so. One that takes too long is passed by. Raises Stopped."""
+    def alone(self, stopped: Callable[[], bool] = never, wait_s: float = ASK_WAIT_S) -> Iterator[bool]:
+        """Measure and promise without anybody else doing so. One that takes longer than `wait_s` is passed by: False.
+
+        Raises Stopped.
+        """
         turn = Turn(self._turn)
-        give_up, pause = time.monotonic() + ASK_WAIT_S, 0.002
+        give_up, pause = time.monotonic() + wait_s, 0.002
         try:
-            while not turn.take() and time.monotonic() < give_up:
+            while not (taken := turn.take()) and time.monotonic() < give_up:
                 check(stopped)
                 time.sleep(pause)
                 pause = min(LOOK_S, pause * 2)
-            yield
+            yield taken
         finally:
             turn.release()
 

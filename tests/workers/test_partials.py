@@ -5,14 +5,19 @@ from __future__ import annotations
 import hashlib
 import os
 import socket
+import threading
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
 
+from crucible.cache.book import RoomBook
 from crucible.cache.store import Store
 from crucible.refs import NodeId, SourceFile
 from crucible.report import Tally
@@ -220,6 +225,75 @@ def test_no_more_files_at_once_than_the_bound(
 
 def test_a_file_that_does_not_fit_on_the_disk_is_refused(store: Store, agent: AgentServer) -> None:
     assert put(agent, secret=ensure_secret(store), size=1 << 49).status_code == 507
+
+
+def test_a_file_that_cannot_be_begun_with_now_holds_up_no_other(
+    store: Store, agent: AgentServer, source: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process of the node measures its room for long, and evicts."""
+    secret, tally = ensure_secret(store), Tally()
+    push = SparePusher(agent.url, secret, tally)
+    push(FILE, source, 0, 1000)
+    monkeypatch.setattr(partials, "PATIENCE_S", 60.0)
+    waiting, over = threading.Semaphore(0), threading.Event()
+
+    class Book(RoomBook):
+        @contextmanager
+        def alone(self, *_: Any, **__: Any) -> Iterator[bool]:
+            waiting.release()
+            yield over.wait(60)
+
+    monkeypatch.setattr(partials, "RoomBook", Book)
+    with ThreadPoolExecutor(8) as pool:
+        # of the first two streams push at once; the last has to wait until one of the others is begun with
+        late = [pool.submit(put, agent, oid=f"{number:064x}", secret=secret) for number in (1, 1, 2, 3, 4)]
+        try:
+            assert all(waiting.acquire(timeout=30) for _ in range(3))
+            push(FILE, source, 1000, 2000)
+            announce(agent.url, secret, [FILE.oid])
+            with store.raw.claim(FILE, wait_s=0) as partial:
+                assert partial is not None
+                assert list(partial.ranges) == [(0, 2000)]
+            assert not any(one.done() for one in late)
+        finally:
+            over.set()
+        assert [one.result(60).status_code for one in late] == [204] * 5
+    push.close()
+    assert (tally.counts.spare_bytes, tally.counts.spare_failures) == (2000, 0)
+
+
+def test_a_spare_that_waits_too_long_for_others_refuses(
+    store: Store, agent: AgentServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(partials, "PATIENCE_S", 0.1)
+    with RoomBook(store.home).alone():
+        assert put(agent, secret=ensure_secret(store)).status_code == 503
+    assert put(agent, secret=ensure_secret(store)).status_code == 204
+
+
+@pytest.mark.parametrize("unwanted", [False, True])
+def test_what_is_let_go_of_while_it_is_begun_with_is_let_go_of_then(
+    store: Store, monkeypatch: pytest.MonkeyPatch, unwanted: bool
+) -> None:
+    with store.raw.claim(FILE) as partial:
+        assert partial is not None
+        partial.write(0, CONTENT[:100])
+        partial.record(0, 100, zlib.crc32(CONTENT[:100]))
+    landings = partials.Partials(store)
+
+    class Book(RoomBook):
+        @contextmanager
+        def alone(self, *_: Any, **__: Any) -> Iterator[bool]:
+            (landings.drop if unwanted else landings.release)(FILE.oid)
+            yield True
+
+    monkeypatch.setattr(partials, "RoomBook", Book)
+    with pytest.raises(partials.PartialRefused, match="another process goes on"):
+        landings.enter(FILE, 0)
+    with store.raw.claim(FILE, wait_s=0) as partial:
+        assert partial is not None
+        assert partial.shared
+        assert list(partial.ranges) == ([] if unwanted else [(0, 100)])
 
 
 def test_a_spare_that_is_gone_is_given_up_after_a_few_tries_and_harms_nothing(store: Store, source: int) -> None:
