@@ -22,7 +22,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from crucible.cache.store import Store
 from crucible.cluster.admin import Admin
-from crucible.cluster.agents import RETRY_S, Agents
+from crucible.cluster.agents import Agents
 from crucible.cluster.care import Care
 from crucible.cluster.executor import last_words, reason_of
 from crucible.cluster.greeting import check_versions
@@ -33,6 +33,7 @@ from crucible.cluster.logbook import Logbook
 from crucible.cluster.prepare import Prepared
 from crucible.cluster.readers import Answer
 from crucible.cluster.remembering import Memory
+from crucible.cluster.roster import RETRY_S
 from crucible.cluster.running import Runner
 from crucible.cluster.turns import Turn, is_first, take_epoch
 from crucible.config import node_settings

@@ -30,6 +30,7 @@ MAY_IMPORT_RAY = {
     "crucible.cluster.executor",
     "crucible.cluster.greeting",
     "crucible.cluster.hands",
+    "crucible.cluster.roster",
     "crucible.cluster.turns",
     "crucible.workers.leaving",
     "crucible.workers.replicas",

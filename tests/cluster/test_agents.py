@@ -13,8 +13,9 @@ import pytest
 import ray
 
 from crucible.cache.store import Store
-from crucible.cluster import agents as module
+from crucible.cluster import agents as stores
 from crucible.cluster import executor
+from crucible.cluster import roster as module
 from crucible.cluster.agents import Agents
 from crucible.cluster.keys import Keys
 from crucible.cluster.turns import Turn
@@ -149,6 +150,6 @@ def test_nodes_that_do_not_answer_are_waited_for_together_and_not_one_after_the_
     for name in "abcdefg":
         nodes[name].there.clear()
     waits.clear()
-    monkeypatch.setattr(module, "CALL_TIMEOUT_S", 0.4)
+    monkeypatch.setattr(stores, "CALL_TIMEOUT_S", 0.4)
     assert agents.weights() == {"h": 1024.0}
     assert sum(waits) < 4 * 0.4, "and not seven times as long"

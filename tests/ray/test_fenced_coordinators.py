@@ -142,7 +142,7 @@ def test_nobody_does_what_the_coordinator_of_an_older_epoch_says(
 ) -> None:
     import ray
 
-    from crucible.cluster.agents import agent_name
+    from crucible.cluster.roster import agent_name
     from crucible.workers.fencing import Epoch
     from crucible.workers.tasks import NAMESPACE, JobOptions, run_item_task, session_name
 
