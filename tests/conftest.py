@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.hubserver.faults import FaultyHub
 
@@ -19,6 +20,11 @@ FOREIGN = (
 # What a shell starts in the background ignores Ctrl-C, and so would all that a test starts: tests of an interrupt would
 # wait for one until their time is over.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# A slow machine is not a failure: by itself hypothesis fails an example that takes 0.2 s, and each test would have to
+# remember to say otherwise.
+settings.register_profile("unhurried", settings(), deadline=None)
+settings.load_profile("unhurried")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
