@@ -6,6 +6,7 @@ Plans are `upkeep`'s, made from what the stores hold and never kept; `operation`
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -34,6 +35,8 @@ RETRY_MOST_S = 3600.0
 CHECKED_AT_ONCE = 4096
 """Shards of a node: each lot reads its manifests anew."""
 NOTHING: frozenset[str] = frozenset()
+MENDING = "crucible-mending"
+"""Name of the thread that looks whether something was lost."""
 
 
 class Care(Operations):
@@ -65,6 +68,8 @@ class Care(Operations):
         """Nodes that Ray was about to take away when we looked last."""
         self._to_pin: dict[NodeId, set[str]] = {}
         """Pins that nodes which came have not taken yet."""
+        self._mending: threading.Thread | None = None
+        """Looks after a loss that nobody has asked about."""
         self._wait_s = 0.0
         """How long the next try waits beyond the usual, after one that did not succeed."""
 
@@ -105,16 +110,14 @@ class Care(Operations):
         self.agents.drained = self.drained
         self._save_what_ray_takes(nodes)
         after = self.repair_after_s
-        if alone or self._lost_at is None or after is None:
+        if alone or self._lost_at is None or after is None or (self._mending is not None and self._mending.is_alive()):
             return
         if time.monotonic() >= self._lost_at + after + self._wait_s:
             self._lost_at = None
-            try:
-                self._forget_drains(lambda node, _: node not in nodes)  # one that comes back has another name
-                self._repair_by_itself()
-            except BaseException:  # a loss is not over because nobody could look after it just now
-                self._later()
-                raise
+            self._forget_drains(lambda node, _: node not in nodes)  # one that comes back has another name
+            # elsewhere: to ask all nodes and to plan for a million shards takes seconds, in which others come and go
+            self._mending = threading.Thread(target=self._mend, name=MENDING, daemon=True)
+            self._mending.start()
 
     def _save_what_ray_takes(self, nodes: set[NodeId]) -> None:
         """Empty nodes that Ray is about to take away, as far as there is time."""
@@ -138,6 +141,13 @@ class Care(Operations):
         with self._lock:
             most = max((one.replicas for one in self.ledger.orders.values() if one.cluster == self._cluster), default=0)
         return self._hopeless or most > len(nodes - self.drained)
+
+    def _mend(self) -> None:
+        try:
+            self._repair_by_itself()
+        except Exception:  # a loss is not over because nobody could look after it just now
+            log.warning("could not look after what was lost; trying again", exc_info=True)
+            self._later()
 
     def _repair_by_itself(self) -> None:
         """Make up for what was lost of the jobs of this cluster. What an earlier one had is left to whoever asks."""

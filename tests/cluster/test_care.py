@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 
 from crucible.cluster.admin import Admin
-from crucible.cluster.care import Care
+from crucible.cluster.care import MENDING, Care
 from crucible.cluster.ledger import Choice, Order
 from crucible.errors import ClusterError, DiskFull, UsageError
 from crucible.refs import NodeId
@@ -25,11 +26,18 @@ def ended(care: Care, told: dict[str, Any]) -> dict[str, Any]:
 
 
 def rest(care: Care) -> None:
-    """Until no operation is at work."""
+    """Until nobody looks for a loss, and no operation is at work."""
     deadline = time.monotonic() + 30
-    while any(one["phase"] not in ("done", "failed", "cancelled") for one in care.operations()):
+    while any(thread.name == MENDING for thread in threading.enumerate()) or any(
+        one["phase"] not in ("done", "failed", "cancelled") for one in care.operations()
+    ):
         assert time.monotonic() < deadline
         time.sleep(0.005)
+
+
+def looked(care: Care) -> None:
+    care.look(alone=False)
+    rest(care)
 
 
 def test_a_loss_is_made_up_for_after_a_while_once_and_only_what_this_cluster_made(tmp_path: Path) -> None:
@@ -41,21 +49,21 @@ def test_a_loss_is_made_up_for_after_a_while_once_and_only_what_this_cluster_mad
     care.learn()
     care.promise(mine.id, Order(2, CLUSTER))
     care.promise(other.id, Order(1, "a cluster before"))
-    care.look(alone=False)
+    looked(care)
     time.sleep(0.06)
-    care.look(alone=False)
+    looked(care)
     rest(care)
     assert care.operations() == [], "nothing was lost; what an earlier cluster had is not fetched unasked"
     agents.lose("bbbb")
-    care.look(alone=False)
+    looked(care)
     assert care.operations() == [], "it may come back"
     time.sleep(0.06)
-    care.look(alone=False)
+    looked(care)
     rest(care)
     (done,) = care.operations()
     assert (done["copied"], done["left"], hands.remade) == (4, 0, [])
     time.sleep(0.06)
-    care.look(alone=False)
+    looked(care)
     assert len(care.operations()) == 1, "once is enough"
     assert ended(care, care.start_repair())["remade"] == 4, "who asks gets the rest, too"
     assert len(hands.remade) == 4
@@ -71,11 +79,11 @@ def test_what_was_evicted_on_purpose_is_not_brought_back_by_itself(tmp_path: Pat
     care._source_is_there = lambda *_: True  # type: ignore[method-assign]
     assert care.could_drop(NodeId("aaaa"), keys) == keys
     assert care.may_drop(NodeId("aaaa"), keys[:2]) == keys[:2]
-    care.look(alone=False)
+    looked(care)
     agents.lose("cccc")
-    care.look(alone=False)
+    looked(care)
     time.sleep(0.02)
-    care.look(alone=False)
+    looked(care)
     rest(care)
     assert hands.remade == []
     assert ended(care, care.start_repair(Choice("org/data")))["remade"] == 2
@@ -112,7 +120,7 @@ def test_a_drained_node_stays_drained_for_this_cluster_and_ray_may_drain_too(tmp
     assert set(agents.drained) == set()
     hands.leaving = {NodeId("cccc"): 60.0}
     care.order("drain", "zzzz", {"cluster": "a cluster before"})
-    care.look(alone=False)
+    looked(care)
     assert set(agents.drained) == {"cccc"}, "the order about a node of another cluster is void"
     with pytest.raises(UsageError, match="no node"):
         care.start_drain(["dddd"])
@@ -148,13 +156,13 @@ def test_a_repair_that_nobody_asked_for_and_that_failed_is_tried_again_later(tmp
     agents.catalog.add(NodeId("bbbb"), [shard.key for shard in manifest.shards])
     care.learn()
     care.promise(manifest.id, Order(2, CLUSTER))
-    care.look(alone=False)
+    looked(care)
     agents.lose("bbbb")
     agents.nodes[NodeId("cccc")] = "http://10.0.0.9:1"
     hands.reached = lambda: []  # type: ignore[method-assign]
-    care.look(alone=False)
+    looked(care)
     time.sleep(0.02)
-    care.look(alone=False)
+    looked(care)
     rest(care)
     assert care.operations()[-1]["left"] == 4
     assert care._wait_s >= 10
@@ -178,27 +186,60 @@ def test_a_loss_is_not_forgotten_where_nobody_could_look_after_it_just_now(tmp_p
 
     note, ask, details = care._notes.note, hands.ask, care._details
     care._notes.note = full  # type: ignore[method-assign]
-    care.look(alone=False)
+    looked(care)
     agents.lose("bbbb")
-    care.look(alone=False)
+    looked(care)
     time.sleep(0.02)
     hands.ask = full  # type: ignore[method-assign]
-    with pytest.raises(DiskFull):
-        care.look(alone=False)
+    looked(care)
     assert (care._lost_at is not None, care.operations()) == (True, [])
     hands.ask, care._wait_s = ask, 0.0  # type: ignore[method-assign]
     care._details = full  # type: ignore[method-assign]
     time.sleep(0.02)
-    care.look(alone=False)
+    looked(care)
     rest(care)
     assert care.operations()[-1]["phase"] == "failed"
     assert care._lost_at is not None, "it will be tried again"
     care._details, care._wait_s = details, 0.0  # type: ignore[method-assign]
     time.sleep(0.02)
-    care.look(alone=False)
+    looked(care)
     rest(care)
     assert (care.operations()[-1]["phase"], agents.catalog.held(NodeId("cccc"))) == ("done", 4)
     care._notes.note = note  # type: ignore[method-assign]
+
+
+def test_while_a_loss_is_looked_after_others_are_seen_to_come_and_go(tmp_path: Path) -> None:
+    """All nodes are asked then, and a plan for a million shards takes seconds."""
+    manifest = make_manifest(4)
+    care, agents, hands = caring(tmp_path, NODES, [manifest], repair_after_s=0.01)
+    for name in NODES[:2]:
+        agents.catalog.add(NodeId(name), [shard.key for shard in manifest.shards])
+    care.learn()
+    care.promise(manifest.id, Order(2, CLUSTER))
+    looked(care)
+    agents.lose("bbbb")
+    looked(care)
+    asked, answer, ask = threading.Event(), threading.Event(), hands.ask
+
+    def late(method: str, *said: Any, **how: Any) -> tuple[dict[NodeId, Any], dict[NodeId, str]]:
+        if threading.current_thread().name == MENDING:
+            asked.set()
+            assert answer.wait(30)
+        return ask(method, *said, **how)
+
+    hands.ask = late  # type: ignore[method-assign]
+    time.sleep(0.02)
+    try:
+        care.look(alone=False)
+        assert asked.wait(30)
+        hands.leaving = {NodeId("cccc"): None}
+        for _ in range(3):
+            care.look(alone=False)
+        assert [one["kind"] for one in care.operations()] == ["drain"]
+    finally:
+        answer.set()
+    rest(care)
+    assert [one["kind"] for one in care.operations()] == ["drain"], "nobody is left to copy to"
 
 
 def test_a_node_that_replaces_a_lost_one_gets_the_copies_that_there_were_too_few_nodes_for(tmp_path: Path) -> None:
@@ -208,22 +249,22 @@ def test_a_node_that_replaces_a_lost_one_gets_the_copies_that_there_were_too_few
         agents.catalog.add(NodeId(name), [shard.key for shard in manifest.shards])
     care.learn()
     care.promise(manifest.id, Order(2, CLUSTER))
-    care.look(alone=False)
+    looked(care)
     agents.lose("bbbb")
     for _ in range(3):
-        care.look(alone=False)
+        looked(care)
         time.sleep(0.02)
     assert care.operations() == [], "one node cannot hold two copies"
     agents.nodes[NodeId("cccc")] = "http://10.0.0.9:1"
     for _ in range(2):
-        care.look(alone=False)
+        looked(care)
         time.sleep(0.02)
-    care.look(alone=False)
+    looked(care)
     rest(care)
     assert agents.catalog.held(NodeId("cccc")) == 4
     agents.nodes[NodeId("dddd")] = "http://10.0.0.8:1"
     for _ in range(3):
-        care.look(alone=False)
+        looked(care)
         time.sleep(0.02)
     assert len(care.operations()) == 1, "there were enough nodes already"
 
@@ -275,7 +316,7 @@ def test_figures_of_a_big_cluster_look_at_each_shard_once_and_a_page_only_at_its
 def test_a_node_that_comes_is_told_of_pins_until_it_has_the_manifest(tmp_path: Path) -> None:
     manifest = make_manifest(2)
     care, agents, hands = caring(tmp_path, NODES[:1], [manifest])
-    care.look(alone=False)
+    looked(care)
     care.order("pin", manifest.id, {"note": "run 17"})
     asked: list[NodeId] = []
 
@@ -288,7 +329,7 @@ def test_a_node_that_comes_is_told_of_pins_until_it_has_the_manifest(tmp_path: P
     hands.ask = ask  # type: ignore[method-assign, assignment]
     agents.nodes[NodeId("bbbb")] = "http://10.0.0.9:1"
     for _ in range(6):
-        care.look(alone=False)
+        looked(care)
     assert asked == ["bbbb"] * 3
 
 
@@ -312,6 +353,6 @@ def test_many_nodes_that_come_are_told_of_many_pins_at_once(tmp_path: Path) -> N
 
     hands.ask = ask  # type: ignore[method-assign, assignment]
     for _ in range(3):
-        care.look(alone=False)
+        looked(care)
     assert asked == 1
     assert pinned == {node: {one.id for one in manifests} for node in agents.nodes}
