@@ -206,7 +206,8 @@ def test_a_renamed_repo_is_found_and_types_are_kept_apart(hub: FaultyHub, client
 
 
 def test_git_spends_the_quota_of_pages_and_is_told_when_it_is_used_up(tmp_path: Path) -> None:
-    with FaultyHub(tmp_path / "hub", options=HubOptions(limits=RateLimits(pages=1))) as hub:
+    options = HubOptions(limits=RateLimits(pages=1), clock=lambda: 1_800_000_000.0)  # both in one window
+    with FaultyHub(tmp_path / "hub", options=options) as hub:
         hub.import_files("org/data", {"a": b"1"})
         url = f"{hub.endpoint}/datasets/org/data.git/info/refs?service=git-upload-pack"
         first, second = (httpx.get(url, headers={"git-protocol": "version=2"}, timeout=10) for _ in range(2))

@@ -297,15 +297,14 @@ def test_what_is_let_go_of_while_it_is_begun_with_is_let_go_of_then(
 
 
 def test_a_spare_that_is_gone_is_given_up_after_a_few_tries_and_harms_nothing(store: Store, source: int) -> None:
+    tally = Tally()
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
-        port = closed.getsockname()[1]
-    tally = Tally()
-    push = SparePusher(f"http://127.0.0.1:{port}", "secret", tally)
-    for start in range(0, 1000, 100):
-        push(FILE, source, start, start + 100)
-    push.done()
-    push.close()
+        push = SparePusher(f"http://127.0.0.1:{closed.getsockname()[1]}", "secret", tally)
+        for start in range(0, 1000, 100):
+            push(FILE, source, start, start + 100)
+        push.done()
+        push.close()
     assert (tally.counts.spare_bytes, tally.counts.spare_failures) == (0, FAILURES)
 
 
