@@ -8,7 +8,7 @@ import pytest
 
 from crucible.cluster.flights import Flights
 
-WAIT_S = 10
+WAIT_S = 60
 
 
 class Starts:

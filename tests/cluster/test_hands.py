@@ -43,7 +43,7 @@ def test_wrong_bytes_are_put_aside_without_waiting_in_the_thread_that_tells_of_t
 
     class Hands(RayHands):
         def ask(self, *said: Any, **how: Any) -> tuple[dict[NodeId, Any], dict[NodeId, str]]:
-            assert answer.wait(30)
+            assert answer.wait(60)
             asked.append((*said, how["nodes"]))
             heard.set()
             return {}, {}
@@ -55,9 +55,9 @@ def test_wrong_bytes_are_put_aside_without_waiting_in_the_thread_that_tells_of_t
     )
     teller.start()
     try:
-        assert list(made.result(20)) == [wrong.key]
+        assert list(made.result(60)) == [wrong.key]
         assert landed == {right.key: right.size}
     finally:
         answer.set()
-    assert heard.wait(30)
+    assert heard.wait(60)
     assert asked == [("set_aside", [wrong.key], [NODE])]

@@ -193,12 +193,14 @@ def test_a_process_out_of_sight_is_believed_until_it_is_silent_and_then_copied(
     disown(tmp_path, pid=2**22 + 1, started=1, **elsewhere)
     inode = data_path(tmp_path).stat().st_ino
     stop = threading.Event()
-    signs = [time.monotonic()]
+    signs = [(time.monotonic(), time.monotonic())]
+    """Before and after each sign of life: it was given somewhere between."""
 
     def live() -> None:
         for _ in range(20):
+            before = time.monotonic()
             os.utime(journal_path(tmp_path))
-            signs.append(time.monotonic())
+            signs.append((before, time.monotonic()))
             if stop.wait(0.05):
                 return
 
@@ -206,9 +208,10 @@ def test_a_process_out_of_sight_is_believed_until_it_is_silent_and_then_copied(
     thread.start()
     try:
         with folder(tmp_path).claim(FILE) as held:
-            signs.append(time.monotonic())
+            end = time.monotonic()
+            given = [sign for sign in list(signs) if sign[1] <= end]
             # the longest, not the last: on a busy machine it may have been silent earlier
-            longest = max(later - earlier for earlier, later in pairwise(signs))
+            longest = max(later - earlier for (earlier, _), (_, later) in pairwise([*given, (end, end)]))
             assert longest > 0.5, "it was silent before it was given up on"
             assert held is not None
             assert held.adopted == HALF

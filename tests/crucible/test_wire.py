@@ -263,7 +263,7 @@ def test_a_broken_body_is_found_out_over_tls(certificate: Path, handler: Callabl
     expected = httpx.RemoteProtocolError if handler is cut_in_body else httpx.ReadTimeout
     with (
         Wired(handler, tls=served_by(certificate)) as server,
-        httpx.Client(transport=transport, timeout=10 if handler is cut_in_body else 1) as http,
+        httpx.Client(transport=transport, timeout=httpx.Timeout(30, read=30 if handler is cut_in_body else 1)) as http,
         pytest.raises(expected),
     ):
         read(http, server.url)
@@ -296,7 +296,7 @@ def test_a_stall_within_a_tls_record_costs_only_that_record(certificate: Path) -
         Wired(content, tls=served_by(certificate)) as server,
         Wired(partial(tunnel, port=server.port, most=1_000_000)) as proxy,
         httpx.Client(transport=wire.PoolTransport(proxy=proxy.url, tls=partial(trusting, certificate))) as http,
-        http.stream("GET", server.url, timeout=1) as reply,
+        http.stream("GET", server.url, timeout=httpx.Timeout(30, read=2)) as reply,
     ):
         got, error = until_error(wire.chunks(reply))
         assert isinstance(error, httpx.ReadTimeout)

@@ -99,7 +99,7 @@ def test_what_goes_wrong_is_called_as_httpx_calls_it(
 
 
 def test_what_came_before_a_stall_is_handed_out(http: httpx.Client) -> None:
-    with Wired(stall_in_body) as server, http.stream("GET", server.url, timeout=1) as reply:
+    with Wired(stall_in_body) as server, http.stream("GET", server.url, timeout=httpx.Timeout(30, read=2)) as reply:
         pieces = wire.chunks(reply)
         assert bytes(next(pieces)) == b"12345"
         with pytest.raises(httpx.ReadTimeout):

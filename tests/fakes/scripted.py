@@ -62,13 +62,15 @@ class Request:
 def server(script: Callable[[Request], None]) -> Iterator[tuple[str, list[tuple[int, int]]]]:
     """A peer whose replies `script` writes. Yields its url and the ranges it was asked for."""
     asked: list[tuple[int, int]] = []
+    guard = threading.Lock()  # of two that come at once only one is the first
 
     class Handler(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
-            request = Request(self, len(asked))
-            asked.append((request.start, request.stop))
+            with guard:
+                request = Request(self, len(asked))
+                asked.append((request.start, request.stop))
             script(request)
 
         def log_message(self, format: str, *args: object) -> None:

@@ -20,7 +20,7 @@ import httpx
 
 from crucible.hub import wire
 
-WAIT_S = 20.0
+WAIT_S = 60.0
 
 
 class Hangup(Exception):
@@ -166,8 +166,8 @@ def content(talk: Talk) -> None:
 
 
 def soon(true: Callable[[], bool]) -> bool:
-    """Does it come true within ten seconds?"""
-    until = time.monotonic() + 10
+    """Does it come true within a minute?"""
+    until = time.monotonic() + WAIT_S
     while not true() and time.monotonic() < until:
         time.sleep(0.01)
     return true()

@@ -107,7 +107,9 @@ def test_a_slow_body_comes_whole_but_late(served: FaultyHub) -> None:
 def test_a_stalled_body_stops_and_the_connection_stays(served: FaultyHub) -> None:
     served.add("stall", origin="cdn", after=500, times=1)
     got = bytearray()
-    with httpx.stream("GET", served.endpoint + FILE, follow_redirects=True, timeout=0.5) as reply:
+    with httpx.stream(
+        "GET", served.endpoint + FILE, follow_redirects=True, timeout=httpx.Timeout(30, read=1.5)
+    ) as reply:
         with pytest.raises(httpx.ReadTimeout):
             collections.deque(map(got.extend, reply.iter_raw()))
         assert bytes(got) == BLOB[:500]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import socket
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -152,10 +153,10 @@ def test_a_stalled_source_is_left_for_another(tmp_path: Path) -> None:
 
 
 def test_a_dead_port_is_an_error_that_says_so(tmp_path: Path) -> None:
-    with server(Request.right) as (url, _):
-        pass
-    with pytest.raises(SourceUnavailable, match="ConnectError"):
-        fetch(tmp_path, url)
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # a port that nobody else gets meanwhile
+        with pytest.raises(SourceUnavailable, match="ConnectError"):
+            fetch(tmp_path, f"http://127.0.0.1:{closed.getsockname()[1]}")
 
 
 def test_an_empty_file_asks_for_nothing(tmp_path: Path) -> None:
