@@ -162,7 +162,7 @@ class TestTime:
         assert still_serves(agent)
 
     def test_so_does_the_next_head_on_a_kept_connection(self, start: Start) -> None:
-        agent = start(head_s=1.0)
+        agent = start(head_s=2.0)
         with connected(agent) as connection:
             connection.sendall(head())
             connection.recv(1)

@@ -137,7 +137,7 @@ def test_without_another_replica_the_read_moves_to_the_hub_and_the_waiting_was_l
 def test_a_peer_that_did_not_answer_is_asked_after_all_where_nobody_else_has_the_shard(
     full: Settings, manifest: Manifest, peers: list[Agent], tmp_path: Path
 ) -> None:
-    settings = replace(empty_node(full, tmp_path / "empty", peers[0].url), offline=True, timeout_s=0.4)
+    settings = replace(empty_node(full, tmp_path / "empty", peers[0].url), offline=True, timeout_s=2.0)
     source = NodeShards(settings)
     peers[0].stop(signal.SIGSTOP)
     with pytest.raises(OfflineMode):
