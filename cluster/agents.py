@@ -15,6 +15,7 @@ from crucible.cache.store import Store
 from crucible.cluster.catalog import Catalog
 from crucible.cluster.executor import replies
 from crucible.cluster.flights import Flights
+from crucible.cluster.given import Given
 from crucible.cluster.keys import Keys
 from crucible.cluster.prepare import Prepared, remember
 from crucible.cluster.roster import AGENT_TIMEOUT_S, CALL_TIMEOUT_S, Roster
@@ -41,6 +42,7 @@ class Agents(Roster):
         self._news: list[tuple[NodeId, Mapping[str, int], str | None]] | None = None
         """What landed while the stores were being asked; None when nobody asks."""
         self.flights: Flights[ItemResult] = Flights()
+        self.given = Given()
 
     def refresh(self) -> None:
         """Notice which nodes came and went, and agents that were started again; ask stores that are new to us.
@@ -112,9 +114,14 @@ class Agents(Roster):
             }
 
     def where_done(self, item: WorkItem) -> NodeId | None:
-        """A node whose store has this item in full: doing it there moves nothing."""
+        """A node whose store has this item in full: doing it there moves nothing. One that stays, if there is one."""
+        there = self.recorded(item.key)
+        return min(there - set(self.drained) or there, default=None)
+
+    def recorded(self, item: str) -> set[NodeId]:
+        """The nodes that have done the item of this key, or were given what came of it."""
         with self._lock:
-            return min(self._items.holders(item.key) & self._agents.keys(), default=None)
+            return self._items.holders(item) & self.handles().keys()
 
     def where_held(self, keys: Sequence[str]) -> NodeId | None:
         """A node that holds the first of these shards, if each is held by some; else None."""

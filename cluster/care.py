@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from collections.abc import Set as AbstractSet
 from concurrent.futures import Future
 from contextlib import suppress
@@ -17,11 +17,11 @@ from typing import Any
 
 from crucible.cache.store import Store
 from crucible.cluster.agents import Agents
+from crucible.cluster.draining import Draining
 from crucible.cluster.hands import RayHands
 from crucible.cluster.known import Notes
 from crucible.cluster.ledger import EVERYTHING, Choice
 from crucible.cluster.operation import Job, Operation, flow
-from crucible.cluster.operations import Operations
 from crucible.cluster.promises import KEPT_S, Promises
 from crucible.cluster.upkeep import Plan
 from crucible.config import Settings
@@ -39,7 +39,7 @@ MENDING = "crucible-mending"
 """Name of the thread that looks whether something was lost."""
 
 
-class Care(Operations):
+class Care(Draining):
     """One cluster's upkeep. `cluster` is Ray's name for it, `store` this node's; `first` says that no coordinator was
     before this one, which could have promised something.
 
@@ -64,8 +64,6 @@ class Care(Operations):
         """`time.monotonic()` when a node was lost for which nothing was done yet."""
         self._hopeless = False
         """When we last looked, shards were lost that no node there could make again."""
-        self._leaving: set[NodeId] = set()
-        """Nodes that Ray was about to take away when we looked last."""
         self._to_pin: dict[NodeId, set[str]] = {}
         """Pins that nodes which came have not taken yet."""
         self._mending: threading.Thread | None = None
@@ -114,20 +112,11 @@ class Care(Operations):
             return
         if time.monotonic() >= self._lost_at + after + self._wait_s:
             self._lost_at = None
-            self._forget_drains(lambda node, _: node not in nodes)  # one that comes back has another name
+            there = self.agents.urls()  # with those that do not answer just now
+            self._forget_drains(lambda node, _: node not in there)  # one that comes back has another name
             # elsewhere: to ask all nodes and to plan for a million shards takes seconds, in which others come and go
             self._mending = threading.Thread(target=self._mend, name=MENDING, daemon=True)
             self._mending.start()
-
-    def _save_what_ray_takes(self, nodes: set[NodeId]) -> None:
-        """Empty nodes that Ray is about to take away, as far as there is time."""
-        leaving = self._hands.draining()
-        for node in (leaving.keys() & nodes) - self._leaving:
-            left_s = leaving[node]
-            log.warning("node %s is being taken away by Ray; copying what only it holds", node[:12])
-            deadline = None if left_s is None else time.monotonic() + left_s
-            self._start_plan(Operation("drain", deadline=deadline), partial(self.plan_drain, [node]))
-        self._leaving = set(leaving)
 
     def _forget_drains(self, over: Callable[[str, Mapping[str, Any]], bool]) -> None:
         """Take back orders about nodes that are not there."""
@@ -218,25 +207,6 @@ class Care(Operations):
     def start_rebalance(self) -> dict[str, Any]:
         self.ready()
         return self._start_plan(Operation("rebalance"), self.plan_rebalance)
-
-    def start_drain(self, nodes: Sequence[str], grace_s: float | None = None) -> dict[str, Any]:
-        """Give nodes no new work, and copy what only they hold, last copies first. They go on serving."""
-        self.ready()
-        leaving = [self.node_of(name) for name in nodes]
-        for node in leaving:
-            self._notes.note("drain", node, {"cluster": self._cluster, "since": time.time()})
-        self.agents.drained = self.drained
-        deadline = None if grace_s is None else time.monotonic() + grace_s
-        return self._start_plan(Operation("drain", deadline=deadline), lambda: self.plan_drain(leaving))
-
-    def undrain(self, nodes: Sequence[str]) -> list[str]:
-        """Let nodes have work again. Those that were drained."""
-        orders = self._notes.notes("drain")
-        found = [node for name in nodes if (node := self.node_of(name)) in orders]
-        for node in found:
-            self._notes.note("drain", node, None)
-        self.agents.drained = self.drained
-        return list(found)
 
     def start_verify(self, choice: Choice = EVERYTHING, *, deep: bool = False, mend: bool = False) -> dict[str, Any]:
         """Begin to look at the shards of these manifests, or at the stores whole; `findings` has what was found.

@@ -46,6 +46,9 @@ class Owner(Protocol):
     flights: Flights[ItemResult]
     """The items of all jobs that are under way, by item key."""
 
+    given: Given
+    """What is under way, of all jobs, by its node."""
+
     drained: Collection[NodeId]
     """Nodes that get no new work."""
 
@@ -79,7 +82,6 @@ class RayExecutor:
         if not self._weights:
             raise ClusterError("no node of this Ray cluster has a running agent; see `crucible nodes`")
         self._looked_at = time.monotonic()
-        self._given = Given()
         self.slots = SLOTS_PER_CPU * most_cpus()
         """Items that a node is sent at a time."""
 
@@ -92,29 +94,34 @@ class RayExecutor:
             there_already.set_result(found)
             return there_already
 
+        spare = self._owner.agent_url(command.spare) if command.spare is not None else None
+
         def start() -> Future[ItemResult]:
-            done_at = self._owner.where_done(command.item)
-            node = self._staying(command) if done_at is None or done_at not in self._weights else done_at
-            # soft: a node that Ray knows to be dead, or does not know yet, gives its work to another by itself
-            there = NodeAffinitySchedulingStrategy(node, soft=True)
-            spare = self._owner.agent_url(command.spare) if command.spare is not None else None
-            call = run_item_task.options(scheduling_strategy=there, name=f"item {command.item.index}")
+            sent = Sent()
 
-            def send() -> Future[ItemResult]:
-                self._owner.turn.check()
-                return cast("Future[ItemResult]", call.remote(command.item, self._options, self._job, spare).future())
+            def begin(node: NodeId) -> Future[ItemResult]:
+                # soft: a node that Ray knows to be dead, or does not know yet, gives its work to another by itself
+                there = NodeAffinitySchedulingStrategy(node, soft=True)
+                call = run_item_task.options(scheduling_strategy=there, name=f"item {command.item.index}")
 
-            task = again_here(send, crashed, lambda: self._owner.answers(node))
-            future = self._given.watch(node, task)
-            future.add_done_callback(self._landed)
+                def send() -> Future[ItemResult]:
+                    self._owner.turn.check()
+                    return sent.away(call.remote(command.item, self._options, self._job, spare))
+
+                def still_there() -> bool:
+                    return node not in self._owner.drained and self._owner.answers(node)
+
+                return again_here(send, crashed, still_there)
+
+            what = f"items of {command.item.repo.repo_id}"
+            future = self._owner.given.give(what, lambda: self._place(command), begin, self._landed, sent.stop)
             reach("job.dispatched")
             return future
 
         def share(result: ItemResult) -> ItemResult:  # what it cost is in the report of the job that paid
             return replace(result, index=command.item.index, counts=Counts(), reused=True)
 
-        # a job that keeps the source files is not helped by one that does not
-        return self._owner.flights.join(f"{command.item.key} {self._options.keep_raw}", start, share)
+        return self._owner.flights.join(flight_of(command.item, self._options), start, share)
 
     def _held(self, item: WorkItem) -> ItemResult | None:
         """The item as a manifest has it, if its shards are all held, by whatever nodes: copies have no record of it."""
@@ -124,8 +131,12 @@ class RayExecutor:
         own = tuple(replace(shard, item=item.index) for shard in shards)
         return ItemResult(item.index, item.key, node, own, schemas, reused=True)
 
-    def _staying(self, command: RunItem) -> NodeId:
-        """The command's node, or another where that one is about to go. Its shards are counted where they were made."""
+    def _place(self, command: RunItem) -> NodeId:
+        """Where the item is done already; else the command's node, or another where that one is about to go. Its shards
+        are counted where they were made."""
+        done_at = self._owner.where_done(command.item)
+        if done_at is not None and done_at in self._weights:
+            return done_at
         drained = self._owner.drained
         if command.node not in drained:
             return command.node
@@ -134,21 +145,27 @@ class RayExecutor:
 
     def copy(self, command: CopyShard) -> Future[Counts]:
         self._owner.turn.check()
-        if command.node in self._owner.drained:
-            refused: Future[Counts] = Future()
-            refused.set_exception(ClusterError(f"node {command.node[:12]} is drained and gets no copies"))
-            return refused
         there = NodeAffinitySchedulingStrategy(command.node, soft=False)
         urls = tuple(self._owner.locate([command.shard.key])[command.shard.key])
         call = copy_shard_task.options(scheduling_strategy=there, name=f"copy {command.shard.key[:12]}")
-        task = cast("Future[Counts]", call.remote(command.shard, urls, self._options).future())
-        future = self._given.watch(command.node, task)
+        sent = Sent()
 
-        def landed(done: Future[Counts]) -> None:
-            if done.exception() is None:
-                self._owner.landed(command.node, {command.shard.key: command.shard.size})
+        def choose() -> NodeId:
+            check_stays(command.node, self._owner.drained)
+            return command.node
 
-        future.add_done_callback(landed)
+        def begin(_: NodeId) -> Future[Counts]:
+            return sent.away(call.remote(command.shard, urls, self._options))
+
+        def landed(_: Counts) -> None:
+            self._owner.landed(command.node, {command.shard.key: command.shard.size})
+
+        try:
+            future = self._owner.given.give("copies for a job", choose, begin, landed, sent.stop)
+        except ClusterError as error:
+            refused: Future[Counts] = Future()
+            refused.set_exception(error)
+            return refused
         reach("job.copying")
         return future
 
@@ -158,7 +175,7 @@ class RayExecutor:
         self._owner.turn.check()
         if time.monotonic() - self._looked_at >= NODES_EVERY_S:
             alive = alive_nodes()
-            self._given.look(alive)
+            self._owner.given.look(alive)
             weights = {node: weight for node, weight in self._weights.items() if node in alive}
             self._met &= alive.keys()
             joined = {node for node in alive.keys() - self._met if self._owner.agent_url(node) is not None}
@@ -179,11 +196,37 @@ class RayExecutor:
             return typed, may_pass(typed)
         return ClusterError(f"{what}: {reason_of(error)}"), True
 
-    def _landed(self, done: Future[ItemResult]) -> None:
+    def _landed(self, result: ItemResult) -> None:
         reach("job.done")
-        if done.exception() is None:
-            result = done.result()
-            self._owner.landed(result.node, {shard.key: shard.size for shard in result.shards}, result.key)
+        self._owner.landed(result.node, {shard.key: shard.size for shard in result.shards}, result.key)
+
+
+class Sent:
+    """A task that was sent, maybe again, and can be ended where it runs."""
+
+    def __init__(self) -> None:
+        self._call: Any = None
+
+    def away(self, call: Any) -> Future[Any]:
+        """What the task that was just sent ends with."""
+        self._call = call
+        return cast("Future[Any]", call.future())
+
+    def stop(self) -> None:
+        """Kill the process that it runs in: what that has not finished is nowhere to be seen."""
+        if self._call is not None:
+            ray.cancel(self._call, force=True)
+
+
+def flight_of(item: WorkItem, options: JobOptions) -> str:
+    """What names work that makes the same: a job that keeps the source files is not helped by one that does not."""
+    return f"{item.key} {options.keep_raw}"
+
+
+def check_stays(node: NodeId, drained: Collection[NodeId]) -> None:
+    """Raise ClusterError for a node that is about to go."""
+    if node in drained:
+        raise ClusterError(f"node {node[:12]} is drained and gets nothing new")
 
 
 def replies(asked: Iterable[tuple[NodeId, Any]], wait_s: float) -> Iterator[tuple[NodeId, Any, Exception | None]]:

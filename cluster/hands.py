@@ -15,19 +15,20 @@ import ray as untyped_ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from crucible.cluster.agents import Agents
-from crucible.cluster.executor import reason_of, replies
+from crucible.cluster.executor import Sent, check_stays, flight_of, reason_of, replies
 from crucible.cluster.operation import Recipe
 from crucible.cluster.remembered import options_of
 from crucible.config import Settings
 from crucible.errors import AgentUnavailable
 from crucible.refs import NodeId, ShardInfo
 from crucible.report import Counts, ItemResult
-from crucible.workers.replicas import copy_shards_task
+from crucible.workers.replicas import bring_items_task, copy_shards_task
 from crucible.workers.tasks import JobOptions, run_item_task
 
 ray: Any = untyped_ray  # its annotations know neither `exceptions` nor what a remote call returns
 T = TypeVar("T")
 ASK_S = 10.0
+OTHER_BYTES = "made again it has other bytes (another pyarrow than the one that made it?)"
 
 
 class RayHands:
@@ -41,38 +42,80 @@ class RayHands:
 
     def copy(self, node: NodeId, shards: Sequence[ShardInfo]) -> Future[dict[str, str]]:
         there = NodeAffinitySchedulingStrategy(node, soft=False)
-        own = self._agents.agent_url(node)
-        urls = self._agents.locate([shard.key for shard in shards])
-        wanted = [(shard, tuple(url for url in urls[shard.key] if url != own)) for shard in shards]
+        wanted = [(shard, self._urls(node, shard.key)) for shard in shards]
         call = copy_shards_task.options(scheduling_strategy=there, name=f"copy {len(wanted)} shards")
         options = self._options(JobOptions.of(self._settings))
 
-        def landed(result: tuple[dict[str, str], Counts]) -> dict[str, str]:
-            problems = result[0]
-            self._agents.landed(node, {shard.key: shard.size for shard in shards if shard.key not in problems})
-            return problems
+        def landed(result: tuple[dict[str, str], Counts]) -> None:
+            came = {shard.key: shard.size for shard in shards if shard.key not in result[0]}
+            self._agents.landed(node, came)
 
-        return _then(call.remote(wanted, options).future(), landed)
+        return _then(self._give(node, lambda: call.remote(wanted, options), landed), lambda result: result[0])
+
+    def bring(self, node: NodeId, items: Sequence[ItemResult]) -> Future[dict[str, str]]:
+        """Have a node bring all shards of items that others have done, and the records of these: it has done them
+        then."""
+        there = NodeAffinitySchedulingStrategy(node, soft=False)
+        wanted = [(item, [self._urls(node, shard.key) for shard in item.shards]) for item in items]
+        call = bring_items_task.options(scheduling_strategy=there, name=f"bring {len(wanted)} items")
+        options = self._options(JobOptions.of(self._settings))
+
+        def landed(result: tuple[dict[str, str], Counts]) -> None:
+            for item in items:
+                came = {shard.key: shard.size for shard in item.shards if shard.key not in result[0]}
+                self._agents.landed(node, came, item.key if len(came) == len(item.shards) else None)
+
+        return _then(self._give(node, lambda: call.remote(wanted, options), landed), lambda result: result[0])
 
     def remake(self, node: NodeId, recipe: Recipe) -> Future[dict[str, str]]:
+        """Have the shards of an item made again; by the job that is at it already, where there is one."""
+        if self._agents.where_held(list(recipe.promised)) is not None:  # made since this was planned
+            there_already: Future[dict[str, str]] = Future()
+            there_already.set_result({})
+            return there_already
         there = NodeAffinitySchedulingStrategy(node, soft=False)
         order = recipe.order
         told = {"options": dict(order.options or {})}
         options = self._options(replace(options_of(told, self._settings), pyarrow=self._agents.writers()))
         call = run_item_task.options(scheduling_strategy=there, name=f"again {recipe.item.index}")
 
-        def landed(result: ItemResult) -> dict[str, str]:
-            made = {shard.key: shard for shard in result.shards}
-            wrong = [key for key, digest in recipe.promised.items() if key not in made or made[key].digest != digest]
-            good = {key: shard.size for key, shard in made.items() if key not in wrong}
-            self._agents.landed(result.node, good, None if wrong else result.key)
-            if spoilt := [key for key in wrong if key in made]:
+        def wrong(result: ItemResult) -> list[str]:
+            made = {shard.key: shard.digest for shard in result.shards}
+            return [key for key, digest in recipe.promised.items() if made.get(key) != digest]
+
+        def landed(result: ItemResult) -> None:
+            bad = wrong(result)
+            good = {shard.key: shard.size for shard in result.shards if shard.key not in bad}
+            self._agents.landed(result.node, good, None if bad else result.key)
+            if spoilt := [shard.key for shard in result.shards if shard.key in bad]:
                 # elsewhere: this is the thread of Ray's that told us, and an answer may need it
                 aside = partial(self.ask, "set_aside", spoilt, nodes=[result.node])
                 threading.Thread(target=aside, name="crucible-aside", daemon=True).start()
-            return dict.fromkeys(wrong, "made again it has other bytes (another pyarrow than the one that made it?)")
 
-        return _then(call.remote(recipe.item, options, order.job, None, dict(recipe.promised)).future(), landed)
+        def start() -> Future[ItemResult]:
+            def send() -> Any:
+                return call.remote(recipe.item, options, order.job, None, dict(recipe.promised))
+
+            return self._give(node, send, landed)
+
+        # what a job made otherwise is right for that job
+        made = self._agents.flights.join(flight_of(recipe.item, options), start, lambda result: result)
+        return _then(made, lambda result: dict.fromkeys(wrong(result), OTHER_BYTES))
+
+    def _give(self, node: NodeId, send: Callable[[], Any], landed: Callable[[Any], None]) -> Future[Any]:
+        """What a task on that node ends with. Raises ClusterError for a node that is about to go."""
+        sent = Sent()
+
+        def choose() -> NodeId:
+            check_stays(node, self._agents.drained)
+            return node
+
+        return self._agents.given.give("upkeep", choose, lambda _: sent.away(send()), landed, sent.stop)
+
+    def _urls(self, node: NodeId, key: str) -> tuple[str, ...]:
+        """Where the node may have a shard from."""
+        own = self._agents.agent_url(node)
+        return tuple(url for url in self._agents.locate([key])[key] if url != own)
 
     def drop(self, node: NodeId, keys: Sequence[str]) -> Future[dict[str, str]]:
         agent = self._agent(node)

@@ -68,7 +68,7 @@ class Operation:
     deadline: float | None = None
     """`time.monotonic()` after which nothing is waited for."""
     phase: str = "waits"
-    """Then `plans`, `works`, and at the end `done`, `cancelled`, or `failed`."""
+    """For its turn, or for `waiting_for`. Then `plans`, `works`, and at the end `done`, `cancelled`, or `failed`."""
     remakes: int = 0
     remade: int = 0
     copies: int = 0
@@ -83,6 +83,10 @@ class Operation:
     """How many shards could not be copied, made again or dropped."""
     left: int = 0
     """Shards that are still not held as they should be."""
+    waiting_for: str = ""
+    """What it waits for, while its phase is `waits`."""
+    moved: int = 0
+    """Pieces of work that were taken from nodes that are to go: others do them."""
     findings: list[dict[str, Any]] = field(default_factory=list)
     """Of a check: what is wrong where."""
     cancelled: threading.Event = field(default_factory=threading.Event)
@@ -115,7 +119,8 @@ class Operation:
         seconds = self.seconds if self.ended.is_set() else time.monotonic() - self.began
         names = ("kind", "phase", "remakes", "remade", "copies", "copied", "drops", "dropped", "bytes", "bytes_done")
         told = {"operation": self.name, **{name: getattr(self, name) for name in names}}
-        told["findings"] = len(self.findings)
+        told |= {"findings": len(self.findings), "moved": self.moved}
+        told["waiting_for"] = self.waiting_for if self.phase == "waits" else ""
         return {**told, "wrong": self.wrong, "problems": list(self.problems), "left": self.left, "seconds": seconds}
 
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from crucible.cache.store import Store
 from crucible.cluster.agents import Agents
 from crucible.cluster.hands import RayHands
 from crucible.cluster.known import Known, Notes
-from crucible.cluster.operation import Operation, Recipe, perform
+from crucible.cluster.operation import TICK_S, Operation, Recipe, perform
 from crucible.cluster.upkeep import Plan
 from crucible.config import Settings
 from crucible.errors import ClusterError, ManifestError
@@ -98,8 +99,8 @@ class Operations(Known):
 
     def _carry_out(self, operation: Operation, make_plan: Callable[[], Plan]) -> None:
         """Plan and perform until nothing is left to do, or nothing more can be done."""
-        with self._working:
-            for _ in range(ROUNDS):
+        with self._turn(operation) as mine:
+            for _ in range(ROUNDS if mine else 0):
                 operation.phase = "plans"
                 plan = make_plan()
                 operation.planned(plan)
@@ -111,6 +112,18 @@ class Operations(Known):
                 if before == (operation.copied, operation.remade, operation.dropped):
                     break
             operation.left = make_plan().left
+
+    @contextmanager
+    def _turn(self, operation: Operation) -> Iterator[bool]:
+        """Whether it is this operation's turn; it may be stopped while it waits for another to end."""
+        operation.phase, operation.waiting_for = "waits", "another operation to end"
+        while not (mine := self._working.acquire(timeout=TICK_S)) and not operation.stopped:
+            pass
+        try:
+            yield mine
+        finally:
+            if mine:
+                self._working.release()
 
     def _details(self, plan: Plan, operation: Operation) -> tuple[dict[str, ShardInfo], dict[object, Recipe]]:
         """The shards and recipes that a plan needs, from their manifests: each is read once."""

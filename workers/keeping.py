@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from functools import cached_property
 from typing import Any
@@ -19,6 +19,7 @@ from crucible.cache.usage import room_of, usage_of
 from crucible.config import Settings, node_settings
 from crucible.errors import CrucibleError
 from crucible.refs import NodeId
+from crucible.report import ItemResult
 from crucible.stopping import Stopped, never, rest
 from crucible.workers.evict import Alone, Neighbours, evict, spare_of
 from crucible.workers.litter import litter, sweep
@@ -109,6 +110,17 @@ class Keeping:
                 spare=spare_of(need, room.limit or room.disk),
             )
         return {"freed": sum(freed.values())}
+
+    # --- what was made here
+
+    def records(self, keys: Collection[str]) -> list[ItemResult]:
+        """The items that are recorded here in full and have one of these shards."""
+        wanted, found = set(keys), []
+        for key in self._store.item_keys():
+            item = self._store.get_record(key, self._node)
+            if item is not None and any(shard.key in wanted for shard in item.shards):
+                found.append(item)
+        return found
 
     # --- integrity
 

@@ -187,15 +187,19 @@ class Store:
 
     def get_item(self, item: WorkItem, node: NodeId) -> ItemResult | None:
         """The result of an item that this store has in full, or None. An unreadable record counts as None."""
+        return self.get_record(item.key, node, item.index)
+
+    def get_record(self, key: str, node: NodeId, index: int = 0) -> ItemResult | None:
+        """As `get_item`, of an item of which only the key is known."""
         try:
-            record = json.loads(self._item_path(item.key).read_bytes())
-            shards = tuple(ShardInfo(**{**shard, "item": item.index}) for shard in record["shards"])
+            record = json.loads(self._item_path(key).read_bytes())
+            shards = tuple(ShardInfo(**{**shard, "item": index}) for shard in record["shards"])
             schemas = tuple((digest, packed) for digest, packed in record["schemas"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
         if not all(self.has_shard(shard) for shard in shards):
             return None
-        return ItemResult(item.index, item.key, node, shards, schemas, reused=True)
+        return ItemResult(index, key, node, shards, schemas, reused=True)
 
     # --- manifests and the names that point to them
 

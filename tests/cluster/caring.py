@@ -11,11 +11,13 @@ from crucible.cache.store import Store
 from crucible.cluster.agents import Agents
 from crucible.cluster.care import Care
 from crucible.cluster.catalog import Catalog
+from crucible.cluster.given import Given
 from crucible.cluster.hands import RayHands
 from crucible.cluster.operation import Recipe
 from crucible.config import Settings
 from crucible.manifest import Manifest
 from crucible.refs import NodeId, ReadOptions, RepoRef, ShardInfo, SourceFile, WorkItem, digest_of
+from crucible.report import ItemResult
 
 CLUSTER = "session-1"
 
@@ -42,8 +44,10 @@ class FakeAgents:
         self.catalog = Catalog()
         self.nodes = {NodeId(name): f"http://10.0.0.{number}:4000" for number, name in enumerate(nodes)}
         self.drained: Collection[NodeId] = ()
+        self.given = Given()
+        self.items = Catalog()
 
-    def refresh(self) -> None: ...
+    def notice(self) -> None: ...
 
     def ensure(self) -> None: ...
 
@@ -51,6 +55,15 @@ class FakeAgents:
 
     def handles(self) -> dict[NodeId, Any]:
         return dict.fromkeys(self.nodes)
+
+    def silent(self) -> dict[NodeId, str]:
+        return {}
+
+    def urls(self) -> dict[NodeId, str]:
+        return dict(self.nodes)
+
+    def locate(self, keys: Sequence[str]) -> dict[str, list[str]]:
+        return {key: [self.nodes[node] for node in sorted(self.catalog.holders(key))] for key in keys}
 
     def agent_url(self, node: NodeId) -> str | None:
         return self.nodes.get(node)
@@ -64,6 +77,9 @@ class FakeAgents:
     def refused(self) -> dict[NodeId, str]:
         return {}
 
+    def recorded(self, item: str) -> set[NodeId]:
+        return self.items.holders(item)
+
     def held_by(self, node: NodeId) -> list[str]:
         return sorted(self.catalog.keys_of(node))
 
@@ -73,6 +89,7 @@ class FakeAgents:
     def lose(self, name: str) -> None:
         del self.nodes[NodeId(name)]
         self.catalog.drop(NodeId(name))
+        self.items.drop(NodeId(name))
 
 
 class FakeHands:
@@ -96,12 +113,21 @@ class FakeHands:
         self.agents.catalog.add(node, recipe.promised)
         return _done()
 
+    def bring(self, node: NodeId, items: Sequence[ItemResult]) -> Future[dict[str, str]]:
+        for item in items:
+            self.agents.catalog.add(node, [one.key for one in item.shards], [one.size for one in item.shards])
+            self.agents.items.add(node, [item.key])
+        return _done()
+
     def drop(self, node: NodeId, keys: Sequence[str]) -> Future[dict[str, str]]:
         self.agents.catalog.remove(node, keys)
         return _done()
 
     def ask(self, method: str, *_: Any, **__: Any) -> tuple[dict[NodeId, Any], dict[NodeId, str]]:
         return self.answers.get(method, {}), {}
+
+    def ask_each(self, method: str, *_: Any, **__: Any) -> tuple[dict[NodeId, Any], dict[NodeId, str]]:
+        return self.ask(method)
 
     def labels(self, name: str) -> dict[NodeId, str]:
         return {}

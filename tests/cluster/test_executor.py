@@ -10,6 +10,7 @@ import pytest
 from crucible.cluster import executor as module
 from crucible.cluster.executor import RayExecutor
 from crucible.cluster.flights import Flights
+from crucible.cluster.given import Given
 from crucible.config import Settings
 from crucible.refs import NodeId
 from crucible.workers.tasks import JobOptions
@@ -23,6 +24,7 @@ class Owner:
     def __init__(self, *nodes: NodeId) -> None:
         self.turn = SimpleNamespace(epoch=1, check=lambda: None)
         self.flights: Flights[Any] = Flights()
+        self.given = Given()
         self.there = dict.fromkeys(nodes, 2.0)
         self.agents = set(nodes)
         self.asked = 0

@@ -12,6 +12,8 @@ import pytest
 
 from crucible.cluster import hands as module
 from crucible.cluster.agents import Agents
+from crucible.cluster.flights import Flights
+from crucible.cluster.given import Given
 from crucible.cluster.hands import RayHands
 from crucible.cluster.ledger import Order
 from crucible.cluster.operation import Recipe
@@ -37,6 +39,10 @@ def test_wrong_bytes_are_put_aside_without_waiting_in_the_thread_that_tells_of_t
         turn=SimpleNamespace(epoch=None),
         writers=lambda: (),
         landed=lambda _, shards, __: landed.update(shards),
+        where_held=lambda _: None,
+        given=Given(),
+        flights=Flights(),
+        drained=(),
     )
     asked: list[Any] = []
     answer, heard = threading.Event(), threading.Event()
