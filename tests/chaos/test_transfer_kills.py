@@ -153,7 +153,7 @@ def test_after_a_kill_at_70_percent_only_what_was_in_flight_is_fetched_again(
 ) -> None:
     """Checklist item 49; the official client fetches 100 % again."""
     work = Work(hub, tmp_path / "home", 12_000_000, lfs=True, part=500_000, streams=streams)
-    hub.add("slow", origin="cdn", piece=50_000, wait=0.01 * streams)  # most of a second from the kill to the end
+    hub.add("slow", origin="cdn", skip=16, piece=50_000, wait=0.15)  # seconds from the kill to the end
     with work.child() as process:
         wait_until(lambda: work.served() >= 0.7 * work.file.size)
         process.kill()
