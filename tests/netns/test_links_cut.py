@@ -123,7 +123,7 @@ def test_a_host_that_cannot_reach_the_hub_gets_its_shards_from_peers(fleet: Flee
     # the coordinator asks the Hub what there is; where it is, no job can begin without the Hub
     alone = next(host for host in fleet.others if not host.called("ray::CoordinatorCore"))
     fleet.network.mute(alone, fleet.network.here)
-    hasty = {"CRUCIBLE_TRIES": "2", "HF_HUB_DOWNLOAD_TIMEOUT": "1"}
+    hasty = {"CRUCIBLE_TRIES": "2", "HF_HUB_DOWNLOAD_TIMEOUT": "3"}
     report = result(fleet.prefetch(fleet.head, "org/chat", **hasty))
     assert report["rows"] == ROWS
     paid = file_bytes(fleet.hub)
