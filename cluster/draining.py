@@ -93,7 +93,7 @@ class Draining(Operations):
             under_way, began = given.at(nodes), time.monotonic()  # before the plan: it knows what came of the rest
             self._carry_out(operation, partial(self.plan_drain, nodes))
             self._bring_records(operation, nodes)
-            if operation.stopped or not under_way:
+            if operation.stopped or (not under_way and nodes <= set(self._hands.reached())):
                 break
             self._await(operation, nodes, max(ROUND_S, 10 * (time.monotonic() - began)))
         if operation.cancelled.is_set():
@@ -102,6 +102,7 @@ class Draining(Operations):
             operation.moved = sum(taken.values())
             log.warning("%s: its grace is over; %s are done elsewhere", operation.name, _told(taken))
         if operation.stopped:  # what ended in the last moments is not counted yet
+            self._still_there(operation, nodes)
             unsaved = self._records(operation, nodes, LAST_S)
             operation.left = self.plan_drain(nodes).left + sum(len(item.shards) for item in unsaved)
 
@@ -111,20 +112,18 @@ class Draining(Operations):
         Raises ClusterError when one is gone.
         """
         since = time.monotonic()
-        while gone := nodes - set(self._hands.reached()):
-            operation.phase, operation.waiting_for = "waits", f"the agent of node {min(gone)[:12]}"
-            if time.monotonic() - since > GONE_S:
-                raise ClusterError(f"node {min(gone)[:12]} went before it was empty; what only it held is made again")
-            if operation.cancelled.wait(TICK_S):
-                return
+        while not operation.cancelled.is_set() and (gone := nodes - set(self._hands.reached())):
+            operation.waiting_for, operation.phase = f"the agent of node {min(gone)[:12]}", "waits"
+            if operation.stopped or time.monotonic() - since > GONE_S:
+                raise ClusterError(f"node {min(gone)[:12]} went, or stopped answering, before it was empty")
+            operation.cancelled.wait(TICK_S)
 
     def _await(self, operation: Operation, nodes: AbstractSet[NodeId], wait_s: float) -> None:
         """Until nothing is under way on the nodes; for so long, unless the operation is stopped before."""
         give_up = time.monotonic() + wait_s
         while time.monotonic() < give_up and not operation.stopped and not self.agents.given.wait(nodes, TICK_S):
-            operation.waiting_for = (
-                f"{_told(self.agents.given.at(nodes))} on {', '.join(n[:12] for n in sorted(nodes))}"
-            )
+            where = ", ".join(node[:12] for node in sorted(nodes))
+            operation.waiting_for = f"{_told(self.agents.given.at(nodes))} on node {where}"
             operation.phase = "waits"
             if not nodes <= set(self.agents.drained):  # the order was taken back
                 operation.cancelled.set()

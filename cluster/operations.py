@@ -116,9 +116,10 @@ class Operations(Known):
     @contextmanager
     def _turn(self, operation: Operation) -> Iterator[bool]:
         """Whether it is this operation's turn; it may be stopped while it waits for another to end."""
-        operation.phase, operation.waiting_for = "waits", "another operation to end"
-        while not (mine := self._working.acquire(timeout=TICK_S)) and not operation.stopped:
-            pass
+        mine = self._working.acquire(blocking=False)
+        while not mine and not operation.stopped:
+            operation.waiting_for, operation.phase = "another operation to end", "waits"
+            mine = self._working.acquire(timeout=TICK_S)
         try:
             yield mine
         finally:

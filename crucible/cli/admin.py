@@ -73,6 +73,8 @@ def progress(quiet: bool) -> Callable[[Mapping[str, Any]], None]:
         done = told["copied"] + told["remade"] + told["dropped"]
         whole = told["copies"] + told["remakes"] + told["drops"]
         line = f"{told['kind']}: {told['phase']}, {done:,} of {whole:,}, {human(told['bytes_done'])}"
+        if told["waiting_for"]:
+            line = f"{told['kind']}: waits for {told['waiting_for']}"
         if terminal:
             click.echo("\r\x1b[K" + ("" if over else line[:79]), nl=False, err=True)
         else:
@@ -95,6 +97,8 @@ def show_operation(told: Mapping[str, Any], as_json: bool) -> None:
         click.echo("nothing to do" if not done else f"{', '.join(done)}; {took}")
     for problem in told["problems"]:
         click.echo(problem, err=True)
+    if told["moved"]:
+        click.echo(f"{count(told['moved'], 'task')} ended there when the grace was over; others do that work", err=True)
     if told["phase"] == "planned":
         return
     if told["left"]:

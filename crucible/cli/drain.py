@@ -32,9 +32,10 @@ def command(
 ) -> None:
     """Empty nodes, so that they can go.
 
-    They get no new work, and what only they hold is copied to others, last copies first. NODE is the beginning of a
-    node's id, host or url, as `crucible nodes` shows it. A drained node goes on serving what it has, so that no
-    reader notices, until it is stopped. Ends with 1 if it holds shards still that nobody else has.
+    They get no new work, what they work on is let end, and what only they hold is copied to others, last copies
+    first. NODE is the beginning of a node's id, host or url, as `crucible nodes` shows it. A drained node goes on
+    serving what it has, so that no reader notices, until it is stopped. What it still works on after --grace is ended
+    and done by others. Ends with 1 if it holds shards still that nobody else has.
 
     \b
     Example:

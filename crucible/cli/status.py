@@ -81,7 +81,12 @@ def _show_cluster(told: dict[str, Any]) -> None:
         ("repairs", after),
     ]
     facts += [
-        (one["kind"], f"{one['phase']}, {one['copied']:,} of {one['copies']:,} copies")
+        (
+            one["kind"],
+            f"waits for {one['waiting_for']}"
+            if one["waiting_for"]
+            else f"{one['phase']}, {one['copied']:,} of {one['copies']:,} copies",
+        )
         for one in told["operations"]
         if one["phase"] not in ("done", "cancelled", "failed")
     ]
