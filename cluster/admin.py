@@ -51,6 +51,7 @@ class Admin:
         figures = catalog.summary()
         return {
             "nodes": len(care.agents.handles()),
+            "silent": len(care.agents.silent()),
             "drained": len(care.drained & care.agents.handles().keys()),
             "shards": figures.shards,
             "copies": sum(count * shards for count, shards in figures.copies.items()),
@@ -66,15 +67,16 @@ class Admin:
         """One entry a node, by name: what it holds by the catalog, and how it says that it is."""
         care = self._care
         care.meet()
-        racks, drained = care.racks(), care.drained
+        racks, drained = care.racks(STATUS_WAIT_S), care.drained
         said, problems = care.ask("status", wait_s=STATUS_WAIT_S)
         usage, _ = care.ask("usage", wait_s=STATUS_WAIT_S)
         found = []
-        for node in sorted(care.agents.handles()):
-            told: dict[str, Any] = {"node": node, "url": care.agents.agent_url(node) or "", "alive": node in said}
+        urls, silent = care.agents.urls(), care.agents.silent()
+        for node in sorted(urls):
+            told: dict[str, Any] = {"node": node, "url": urls[node], "alive": node in said}
             told |= {name: value for name, value in said.get(node, {}).items() if name not in ("shards", "bytes")}
             told |= {
-                "state": "drained" if node in drained else "works",
+                "state": "silent" if node in silent else "drained" if node in drained else "works",
                 "rack": racks.get(node, ""),
                 "shards": care.agents.catalog.held(node),
                 "bytes": care.agents.catalog.bytes(node),
@@ -99,14 +101,14 @@ class Admin:
             care.learn()
             entries = {entry.manifest: entry for entry in care.ledger.entries()}
         chosen = [entries[name] for name in ids if name in entries]
-        holders, page = care.agents.catalog.holders, []
+        holders, known, page = care.agents.catalog.holders, care.agents.urls(), []
         skip, room = start, limit
         for entry in chosen:
             stop = len(entry.keys) if room is None else min(len(entry.keys), skip + room)
             for number in range(min(skip, stop), stop):
                 key = entry.keys[number].hex()
                 nodes = sorted(holders(key))
-                urls = [url for node in nodes if (url := care.agents.agent_url(node)) is not None]
+                urls = [url for node in nodes if (url := known.get(node))]
                 page.append(
                     {
                         "split": entry.split,
@@ -190,13 +192,13 @@ class Admin:
             keys = care.ledger.keys_of(ids)
             asked = {node: [key for key in keys if node in care.agents.catalog.holders(key)] for node in there}
         found: dict[NodeId, dict[str, Any]] = {}
-        problems: dict[NodeId, str] = {}
-        for node, some in asked.items():
-            if some == []:
-                continue
-            answer, problem = care.ask("evict", some, need_bytes, dry_run, nodes=[node], wait_s=LONG_S)
-            problems |= problem
-            freed = answer.get(node, {})
+        answers, problems = care.ask_each(
+            "evict",
+            {node: (some, need_bytes, dry_run) for node, some in asked.items() if some != []},
+            wait_s=LONG_S,
+        )
+        for node, freed in sorted(answers.items()):
+            some = asked[node]
             kept = 0 if some is None else len(some) - len(freed)
             found[node] = {"node": node, "shards": len(freed), "bytes": sum(freed.values()), "kept": kept}
             if not dry_run:

@@ -6,24 +6,28 @@ Soft state: the stores are the truth, and a new coordinator asks them. Raises St
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import ray as untyped_ray
 
 from crucible.cache.store import Store
+from crucible.cluster.answering import CALL_TIMEOUT_S
 from crucible.cluster.catalog import Catalog
-from crucible.cluster.executor import replies
 from crucible.cluster.flights import Flights
 from crucible.cluster.given import Given
 from crucible.cluster.keys import Keys
 from crucible.cluster.prepare import Prepared, remember
-from crucible.cluster.roster import AGENT_TIMEOUT_S, CALL_TIMEOUT_S, Roster
+from crucible.cluster.roster import AGENT_TIMEOUT_S, Roster
 from crucible.cluster.skew import Verdict
 from crucible.cluster.turns import Turn
+from crucible.errors import ManifestError, StaleCoordinator
 from crucible.manifest import Manifest
 from crucible.refs import NodeId, WorkItem
 from crucible.report import ItemResult
+from crucible.workers.caring import manifest_ids
 
 ray: Any = untyped_ray  # its annotations know neither `exceptions` nor what a remote call returns
 
@@ -50,10 +54,13 @@ class Agents(Roster):
         Costs a call to Ray's head while nothing changes. Raises what `ensure` does.
         """
         super().refresh()
-        with self._lock:
-            unasked = self._unasked & self._agents.keys()
-        if unasked:
+        if unasked := self._unasked & self.handles().keys():
             self.rebuild(unasked)
+
+    def _take_in(self, came: Collection[NodeId], known: Mapping[NodeId, str]) -> None:
+        super()._take_in(came, known)
+        if came:
+            threading.Thread(target=self._introduce, args=(set(came),), name="introduce", daemon=True).start()
 
     def _forget(self, node: NodeId) -> None:
         super()._forget(node)
@@ -62,13 +69,12 @@ class Agents(Roster):
 
     def weights(self) -> dict[NodeId, float]:
         """node -> free bytes of its store, to a power of two: so coarse that placement does not flutter."""
-        with self._lock:
-            fit = [node for node in self._agents if self._verdicts.get(node, Verdict()).works]
-            # where all are about to go, a job is better done there than not at all
-            working = [node for node in fit if node not in self.drained] or fit
-            asked = [(node, self._agents[node][0].weight.remote()) for node in working]
+        agents = self.handles()
+        fit = [node for node in agents if self._verdicts.get(node, Verdict()).works]
+        # where all are about to go, a job is better done there than not at all
+        working = [node for node in fit if node not in self.drained] or fit
         weights: dict[NodeId, float] = {}
-        for node, free, error in replies(asked, CALL_TIMEOUT_S):
+        for node, free, error in self.gather({node: agents[node].weight.remote() for node in working}, CALL_TIMEOUT_S):
             if error is None:  # else no agent, no store: nothing can be born there
                 weights[node] = 2.0 ** math.floor(math.log2(max(float(free), 1.0)))
         return weights
@@ -82,14 +88,11 @@ class Agents(Roster):
         """
         with self._asking:
             with self._lock:
-                asked = [
-                    (node, agent.report.remote())
-                    for node, (agent, _) in self._agents.items()
-                    if nodes is None or node in nodes
-                ]
+                there = self.handles()
+                asked = {node: agent.report.remote() for node, agent in there.items() if nodes is None or node in nodes}
                 self._news = []
             reports = {}
-            for node, report, error in replies(asked, AGENT_TIMEOUT_S):
+            for node, report, error in self.gather(asked, AGENT_TIMEOUT_S):
                 if error is None:
                     reports[node] = report
                 else:
@@ -106,10 +109,14 @@ class Agents(Roster):
                     self.landed(node, keys, item)
 
     def locate(self, keys: Sequence[str]) -> dict[str, list[str]]:
-        """shard key -> urls of agents that hold it."""
+        """shard key -> urls of agents that hold it; last those that do not answer just now."""
         with self._lock:
             return {
-                key: [self._agents[node][1] for node in sorted(self.catalog.holders(key)) if node in self._agents]
+                key: [
+                    self._agents[node][1]
+                    for node in sorted(self.catalog.holders(key), key=lambda node: (node in self._silent, node))
+                    if node in self._agents
+                ]
                 for key in keys
             }
 
@@ -159,8 +166,53 @@ class Agents(Roster):
     def share(self, prepared: Prepared, manifests: Sequence[Manifest]) -> None:
         """Give every node the manifests. A node that cannot take them now asks its agent, or the Hub, later."""
         remember(prepared, tuple(manifests), self._store)
-        data = [manifest.to_json() for manifest in manifests]
-        with self._lock:
-            agents = [agent for agent, _ in self._agents.values()]
-        calls = [agent.keep.remote(data, prepared.revisions, dict(prepared.survey)) for agent in agents]
-        ray.wait(calls, num_returns=len(calls), timeout=AGENT_TIMEOUT_S)
+        names = frozenset((prepared.repo.revision, *prepared.revisions))
+        made = {manifest.id: (manifest, dict(prepared.survey)) for manifest in manifests}
+        self._bring(self.handles(), dict.fromkeys(made, names), made.__getitem__)
+
+    def _introduce(self, nodes: Collection[NodeId]) -> None:
+        """Let nodes know what was prefetched before they came, or while they did not answer."""
+
+        def load(manifest_id: str) -> tuple[Manifest, dict[str, Any]] | None:
+            manifest = self._store.get_manifest(manifest_id)
+            survey = self._store.get_survey(manifest.repo, manifest.variant)
+            return None if survey is None else (manifest, survey)
+
+        names = self._store.names()
+        # what no name points to first: whoever takes a manifest in lets the name of its commit point to it
+        known = sorted(manifest_ids(self._store), key=lambda one: (one in names, one))
+        agents = {node: agent for node, agent in self.handles().items() if node in nodes}
+        with suppress(StaleCoordinator):  # the next one introduces them
+            self._bring(agents, {one: frozenset(names.get(one, ())) for one in known}, load)
+
+    def _bring(
+        self,
+        agents: Mapping[NodeId, Any],
+        wanted: Mapping[str, frozenset[str]],
+        load: Callable[[str], tuple[Manifest, dict[str, Any]] | None],
+    ) -> None:
+        """Bring manifests with the revisions that name them to those nodes that lack them, one after another.
+
+        A manifest may have tens of megabytes: nodes are asked what they have before any is read or sent.
+        """
+        lacking: dict[str, list[NodeId]] = {}
+        asked = {node: agent.names.remote() for node, agent in agents.items()} if wanted else {}
+        for node, there, error in self.gather(asked, AGENT_TIMEOUT_S):
+            if error is not None:
+                self.turn.heard(error)
+                continue
+            for manifest_id, names in wanted.items():
+                if manifest_id not in there or not names <= set(there[manifest_id]):
+                    lacking.setdefault(manifest_id, []).append(node)
+        for manifest_id in filter(lacking.__contains__, wanted):
+            try:
+                found = load(manifest_id)
+            except ManifestError:
+                continue  # damaged here, and nothing to hand on
+            if found is None:
+                continue
+            told, revisions = ray.put([found[0].to_json()]), sorted(wanted[manifest_id])
+            calls = {node: agents[node].keep.remote(told, revisions, found[1]) for node in lacking[manifest_id]}
+            for _, _, error in self.gather(calls, AGENT_TIMEOUT_S):
+                if error is not None:
+                    self.turn.heard(error)

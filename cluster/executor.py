@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any, Protocol, cast
@@ -227,18 +227,6 @@ def check_stays(node: NodeId, drained: Collection[NodeId]) -> None:
     """Raise ClusterError for a node that is about to go."""
     if node in drained:
         raise ClusterError(f"node {node[:12]} is drained and gets nothing new")
-
-
-def replies(asked: Iterable[tuple[NodeId, Any]], wait_s: float) -> Iterator[tuple[NodeId, Any, Exception | None]]:
-    """(node, answer, why there is none) of calls that are under way; `wait_s` is for all of them together."""
-    deadline = time.monotonic() + wait_s
-    for node, reply in asked:
-        try:
-            answer = ray.get(reply, timeout=max(0.0, deadline - time.monotonic()))
-        except ray.exceptions.RayError as error:
-            yield node, None, error
-        else:
-            yield node, answer, None
 
 
 def crashed(error: BaseException) -> bool:

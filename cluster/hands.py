@@ -15,7 +15,7 @@ import ray as untyped_ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from crucible.cluster.agents import Agents
-from crucible.cluster.executor import Sent, check_stays, flight_of, reason_of, replies
+from crucible.cluster.executor import Sent, check_stays, flight_of, reason_of
 from crucible.cluster.operation import Recipe
 from crucible.cluster.remembered import options_of
 from crucible.config import Settings
@@ -142,19 +142,26 @@ class RayHands:
         self, method: str, *arguments: Any, nodes: Collection[NodeId] | None = None, wait_s: float = ASK_S
     ) -> tuple[dict[NodeId, Any], dict[NodeId, str]]:
         """Ask the agents of `nodes`, or all, at once: (answers, why there is none). Waits `wait_s` for all together."""
-        there = self._agents.handles()
+        there = self._agents.urls()
+        return self.ask_each(
+            method, {node: arguments for node in there if nodes is None or node in nodes}, wait_s=wait_s
+        )
+
+    def ask_each(
+        self, method: str, arguments: Mapping[NodeId, Sequence[Any]], *, wait_s: float = ASK_S
+    ) -> tuple[dict[NodeId, Any], dict[NodeId, str]]:
+        """As `ask`, with arguments for each node that is asked. Of silent ones it is known why there is no answer."""
         asked = {
-            node: getattr(agent, method).remote(*arguments)
-            for node, agent in there.items()
-            if nodes is None or node in nodes
+            node: getattr(agent, method).remote(*arguments[node])
+            for node, agent in self._agents.handles().items()
+            if node in arguments
         }
+        problems = {node: why for node, why in self._agents.silent().items() if node in arguments}
         answers: dict[NodeId, Any] = {}
-        problems: dict[NodeId, str] = {}
-        for node, answer, error in replies(asked.items(), wait_s):
+        for node, answer, error in self._agents.gather(asked, wait_s):
             if error is None:
                 answers[node] = answer
-            elif isinstance(error, ray.exceptions.GetTimeoutError):
-                problems[node] = f"no answer within {wait_s:.0f} s"
+                problems.pop(node, None)
             else:
                 problems[node] = reason_of(getattr(error, "cause", error))
         return answers, problems

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from dataclasses import fields, replace
@@ -32,6 +32,8 @@ from crucible.workers.tasks import JobOptions
 
 log = logging.getLogger("crucible.care")
 
+RACK_S = 10.0
+"""For nodes to say where they stand."""
 SOURCE_GOOD_S = 60.0
 """How long an answer of a source is believed."""
 
@@ -83,12 +85,14 @@ class Known:
         self._racks: dict[NodeId, str] = {}
         self._learned = False
         self._answers: dict[tuple[RepoRef, str], tuple[float, bool]] = {}
+        self._questions: dict[tuple[RepoRef, str], threading.Lock] = {}
+        """Held by whoever asks a source."""
 
     # --- what there is
 
     def meet(self) -> None:
-        """Know who there is; costs a call to Ray's head while nobody came or went."""
-        self.agents.refresh()
+        """Know who there is, and wait for nobody who does not answer; costs a call to Ray's head."""
+        self.agents.notice()
         if not self._learned:
             self.learn()
 
@@ -101,6 +105,12 @@ class Known:
     def ask(self, method: str, *arguments: Any, **how: Any) -> tuple[dict[NodeId, Any], dict[NodeId, str]]:
         """Ask agents; see `RayHands.ask`."""
         return self._hands.ask(method, *arguments, **how)
+
+    def ask_each(
+        self, method: str, arguments: Mapping[NodeId, Sequence[Any]], **how: Any
+    ) -> tuple[dict[NodeId, Any], dict[NodeId, str]]:
+        """Ask each of some agents its own question, all at once; see `RayHands.ask_each`."""
+        return self._hands.ask_each(method, arguments, **how)
 
     def order(self, kind: str, key: str, record: Mapping[str, Any] | None) -> None:
         """Give a standing order, or take it back (None)."""
@@ -132,13 +142,13 @@ class Known:
         """Nodes that get nothing new: by an order of a person, or by Ray's."""
         return {NodeId(node) for node in self._notes.notes("drain")} | self._hands.draining().keys()
 
-    def racks(self) -> dict[NodeId, str]:
+    def racks(self, wait_s: float = RACK_S) -> dict[NodeId, str]:
         """node -> rack, of all nodes that have said one: Ray's label, else CRUCIBLE_RACK of the node."""
         nodes = self.agents.handles()
         if unknown := nodes.keys() - self._racks.keys():
             said = self._hands.labels("rack")
-            asked = self._hands.ask("rack", nodes=[node for node in unknown if node not in said])[0]
-            self._racks.update({node: said.get(node) or str(asked.get(node, "")) for node in unknown})
+            asked = self._hands.ask("rack", nodes=[node for node in unknown if node not in said], wait_s=wait_s)[0]
+            self._racks.update({node: str(rack) for node, rack in {**asked, **said}.items() if node in unknown})
         return {node: rack for node in nodes if (rack := self._racks.get(node, ""))}
 
     def places(self, *, capacity: bool = False) -> dict[NodeId, Place]:
@@ -299,7 +309,7 @@ class Known:
 
     def node_of(self, name: str) -> NodeId:
         """The node with this id, or the only one whose id, host or url begins like that. Raises UsageError."""
-        urls = {node: self.agents.agent_url(node) or "" for node in self.agents.handles()}
+        urls = self.agents.urls()
         found = [node for node, url in urls.items() if node.startswith(name) or url.split("//")[-1].startswith(name)]
         if len(found) != 1 or not name:
             known = ", ".join(f"{node[:12]} ({url.split('//')[-1]})" for node, url in sorted(urls.items())[:10])
@@ -317,10 +327,14 @@ class Known:
     def _source_is_there(self, manifest_id: str, repo: RepoRef) -> bool:
         told = {"options": dict(self.ledger.order(manifest_id).options or {})}
         settings = options_of(told, self._settings).on_this_node()
-        at, answer = self._answers.get((repo, settings.endpoint), (float("-inf"), False))
-        if time.monotonic() - at > (SOURCE_GOOD_S if answer else SOURCE_BAD_S):
-            answer = source_answers(repo, settings)
-            self._answers[repo, settings.endpoint] = (time.monotonic(), answer)
+        what = repo, settings.endpoint
+        with self._lock:
+            question = self._questions.setdefault(what, threading.Lock())
+        with question:  # of many nodes that want room at once, one asks, and the others hear what it was told
+            at, answer = self._answers.get(what, (float("-inf"), False))
+            if time.monotonic() - at > (SOURCE_GOOD_S if answer else SOURCE_BAD_S):
+                answer = source_answers(repo, settings)
+                self._answers[what] = (time.monotonic(), answer)
         return answer
 
 

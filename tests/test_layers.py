@@ -25,6 +25,7 @@ LAYERS = ("base", "workers", "cluster", "session", "cli")
 # Only these start, join or speak to Ray. Everything else is plain Python that runs and is tested without it.
 MAY_IMPORT_RAY = {
     "crucible.cluster.agents",
+    "crucible.cluster.answering",
     "crucible.cluster.connect",
     "crucible.cluster.coordinator",
     "crucible.cluster.executor",

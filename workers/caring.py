@@ -26,6 +26,11 @@ class Caring:
         """Of the manifests in this node's store."""
         return manifest_ids(self._store)
 
+    def names(self) -> dict[str, list[str]]:
+        """The manifests in this node's store, with the revisions whose names point to them."""
+        known = self._store.names()
+        return {manifest_id: sorted(known.get(manifest_id, ())) for manifest_id in self.manifest_ids()}
+
     def manifest(self, manifest_id: str) -> tuple[bytes, list[str], dict[str, Any] | None] | None:
         """(JSON, revisions that point to it, survey of its commit) of a manifest here; None if there is none."""
         try:

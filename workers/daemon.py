@@ -181,16 +181,14 @@ class AgentCore(Caring, Keeping):
 
     def keep(self, manifests: Sequence[bytes], revisions: Sequence[str], survey: dict[str, Any]) -> None:
         """Keep a finished job's manifests, so that this node's ranks need to ask nobody what the dataset is."""
-        repo: RepoRef | None = None
-        for data in manifests:
-            manifest = manifest_from_json(data)
+        made = [manifest_from_json(data) for data in manifests]
+        for repo in {manifest.repo for manifest in made}:
+            for revision in {repo.revision, *revisions}:  # before the names, which say that all of it is here
+                self._store.put_survey(RepoRef(repo.repo_id, revision, repo.repo_type), survey)
+        for manifest in made:
             put_aside_replaced(self._store, manifest)
             self._store.put_manifest(manifest, tuple(revisions))
-            repo = manifest.repo
             reach("agent.keeping")
-        if repo is not None:
-            for revision in {repo.revision, *revisions}:
-                self._store.put_survey(RepoRef(repo.repo_id, revision, repo.repo_type), survey)
 
     def _neighbours(self) -> Neighbours:
         return _Cluster(self._store, self._node, self._server.url)

@@ -33,7 +33,7 @@ def command(address: str | None, as_json: bool) -> None:
         return
     print_table(("node", "agent", "state", "shards", "bytes", "free"), [_line(node) for node in found], left=3)
     for node in found:
-        for note in node.get("notes", ()):
+        for note in [*([node["problem"]] if node["state"] == "silent" else []), *node.get("notes", ())]:
             click.echo(f"node {node['node'][:8]}: {note}")
 
 
@@ -41,6 +41,7 @@ def _line(node: dict[str, Any]) -> tuple[str, ...]:
     name, state = node["node"][:8], " ".join(filter(None, (node["state"], node.get("rack", ""))))
     if node["state"] == "refused":
         return name, node["problem"], "refused", "", "", ""
-    agent = node["url"] if node["alive"] else f"{node['url']} {node['problem']}"
+    problem = "does not answer" if node["state"] == "silent" else node.get("problem", "")
+    agent = node["url"] if node["alive"] else f"{node['url']} {problem}".strip()
     free = human(node["free_bytes"]) if "free_bytes" in node else "?"
     return name, agent, state, f"{node['shards']:,}", human(node["bytes"]), free

@@ -72,10 +72,11 @@ def command(address: str | None, as_json: bool) -> None:
 
 def _show_cluster(told: dict[str, Any]) -> None:
     drained = f", {told['drained']} of them drained" if told["drained"] else ""
+    silent = f", and {told['silent']} that do not answer" if told.get("silent") else ""
     wrong = [f"{told[name]:,} {what}" for name, what in (("lost", "lost"), ("under", "on too few")) if told[name]]
     after = "by itself never" if told["repair_after"] is None else f"by itself {told['repair_after']:g} s after a loss"
     facts = [
-        ("cluster", count(told["nodes"], "node") + drained),
+        ("cluster", count(told["nodes"], "node") + drained + silent),
         ("shards", f"{told['shards']:,} in {told['copies']:,} copies, {human(told['bytes'])}"),
         ("wrong", ", ".join(wrong) or "nothing"),
         ("repairs", after),
