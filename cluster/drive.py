@@ -74,13 +74,14 @@ class Executor(Protocol):
 class LocalExecutor:
     """Work in threads of this process: one node, no Ray.
 
-    An item a core, at most `MOST_LOCAL`, because each holds its share of memory; and at least two, so that one's
-    download overlaps with the conversion of the other. When there are fewer items, each uses more threads (`convert`).
+    An item a core and one more, so that the cores have work while one downloads or waits for the disk; at most
+    `MOST_LOCAL`, because each holds its share of memory. When there are fewer items, each uses more threads
+    (`convert`).
     """
 
     def __init__(self, place: Workplace, threads: int | None = None) -> None:
         self._place = place
-        threads = max(2, min(MOST_LOCAL, len(os.sched_getaffinity(0)))) if threads is None else threads
+        threads = min(MOST_LOCAL, len(os.sched_getaffinity(0)) + 1) if threads is None else threads
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="crucible-work")
 
     def run(self, command: RunItem) -> Future[ItemResult]:

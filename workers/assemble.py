@@ -252,7 +252,7 @@ class Assembly:
         """Start to hash. Without it `digest` hashes everything at the end."""
         self._follower = threading.Thread(target=self._hash_along, name="crucible-hash", daemon=True)
         self._follower.start()
-        if self._flusher is None and self.file.size > FLUSH_BYTES:
+        if self._flusher is None and self._partial.lasting and self.file.size > FLUSH_BYTES:
             # opened, not dup'ed: the kernel tells each open file of a failed write once, so a flush through the same
             # one would take the failure away from the fsync that decides whether the file gets its name
             try:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from crucible.cache.blobs import BlobFolder
 from crucible.cache.check import mark_used
+from crucible.cache.disk import check_written, disk_errors
 from crucible.cache.hubcache import HubCache
 from crucible.cache.store import Store
 from crucible.config import Settings
@@ -226,7 +227,18 @@ class _Brought:
     """(mtime in ns, size) when it was verified, of a file that is somebody else's and used where it lies."""
 
     def check(self) -> None:
-        """Raise ChecksumMismatch if somebody has written into the file since it was verified."""
+        """Raise ChecksumMismatch if somebody has written into the file since it was verified, and StoreError if the
+        disk has refused a part of it: what was read after that may have been something else."""
+        if self.staged is not None:
+            try:
+                with (
+                    disk_errors(self.path, f"{self.file.size:,} bytes for {self.file.path}"),
+                    suppress(FileNotFoundError),  # no hard links, and another item is done with the blob
+                ):
+                    check_written(self.path)
+            except StoreError:
+                self.done()
+                raise
         if self.seen is not None and _stamp(self.path) != self.seen:
             raise ChecksumMismatch(self.file.path, str(self.path), self.file.oid, "a file that is being written to")
 
@@ -242,7 +254,7 @@ def _bring(item: WorkItem, place: Workplace, folder: Path, tally: Tally) -> list
     if is_folder(item.repo.repo_id):
         return [_in_place(Path(item.repo.repo_id) / file.path, file, place, tally) for file in item.files]
     cache = HubCache(settings.hub_cache)
-    blobs = cache.blobs(item.repo) if place.keep_raw else place.store.raw
+    blobs = cache.blobs(item.repo) if place.keep_raw else place.store.staged
     if place.keep_raw:
         cache.begin(item.repo)
     options = DownloadOptions.of(settings, spare=place.spare, stopped=place.stopped)

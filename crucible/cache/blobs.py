@@ -1,6 +1,7 @@
 """A folder of complete, verified files named by their oid, and the one way for many processes to fill it.
 
-<root>/<oid>                               a blob; visible by this name only when whole, verified and fsynced
+<root>/<oid>                               a blob; visible by this name only when whole and verified, and fsynced if it
+                                           is to last
 <root>/<oid>.<gen>.journal.incomplete      who brings it (`lease`), and which ranges are there (`journal`)
 <root>/<oid>.<gen>.incomplete              the bytes so far (`partial`)
 <root>/<oid>.<random>.incomplete           a small blob, or one in the moment it gets its name; or another program's
@@ -44,6 +45,10 @@ class BlobFolder:
 
     root: Path
     locks: Path | None
+    lasting: bool = True
+    """Whether a blob that is filled through this folder is fsynced before it gets its name. If not, its bytes are those
+    promised as long as the machine runs; who finds it after a crash has to hash it, and who reads it has to look in the
+    end whether the disk refused some of it (`disk.check_written`)."""
 
     def path(self, oid: str) -> Path:
         """Where a blob is when it is here. Refuses what is not 40 or 64 lower-case hex digits."""
@@ -77,7 +82,7 @@ class BlobFolder:
         return self.path(file.oid)
 
     def put_all(self, blobs: Sequence[tuple[SourceFile, bytes | bytearray | memoryview]]) -> None:
-        """As `put`, for several: each is on the disk before the first gets its name.
+        """As `put`, for several: each is on the disk before the first gets its name (if they are to last).
 
         All are written before the first is waited for, because a file system commits them together: a thousand small
         files cost some thirty commits this way. Holds a descriptor for each. After an error any of them may be here.
@@ -104,11 +109,12 @@ class BlobFolder:
                     scratches.append((scratch, target))
                     while view:
                         view = view[out.write(view) :]
-                for out in outs if hasattr(os, "posix_fadvise") else ():
+                for out in outs if self.lasting and hasattr(os, "posix_fadvise") else ():
                     # the disk begins with all of them, so that one commit serves the batch: 2 to 9 times less waiting
                     os.posix_fadvise(out.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
                 for out in outs:
-                    os.fsync(out.fileno())
+                    if self.lasting:
+                        os.fsync(out.fileno())
                     out.close()
                 for scratch, target in scratches:
                     os.replace(scratch, target)
@@ -175,7 +181,9 @@ class BlobFolder:
                 elif wait.too_long():
                     private = names.scratch()
                     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-                    return Partial(file, names, private, os.open(private, flags, 0o666), None)
+                    partial = Partial(file, names, private, os.open(private, flags, 0o666), None)
+                    partial.lasting = self.lasting
+                    return partial
                 else:
                     check(stopped)
                     wait.sleep()
@@ -190,7 +198,9 @@ class BlobFolder:
             if lease.check():
                 lease.close(released=True)
                 return None
-            return take_over(names, lease, file)
+            partial = take_over(names, lease, file)
+            partial.lasting = self.lasting
+            return partial
         except Occupied:
             lease.close(released=True)
             return None

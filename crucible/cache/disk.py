@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import os
@@ -9,9 +10,10 @@ import secrets
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import cast
 
 from crucible.errors import DiskFull, StoreError, StoreReadOnly
 
@@ -43,6 +45,39 @@ def fsync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def check_written(path: Path) -> None:
+    """Raise OSError if the disk refused some of what was written to this file, and nobody has been told yet.
+
+    For a file that nobody syncs, because it is needed only as long as this machine runs: what the disk has not been
+    given by now stays where it is. Waits for what is on its way there.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if _SYNC_FILE_RANGE is None:
+            os.fsync(descriptor)
+        elif _SYNC_FILE_RANGE(descriptor, 0, 0, _WAIT_BEFORE):
+            number = ctypes.get_errno()
+            if number not in (errno.ESPIPE, errno.ENOSYS):
+                raise OSError(number, os.strerror(number), str(path))
+            os.fsync(descriptor)  # a file system or a sandbox that has no such call
+    finally:
+        os.close(descriptor)
+
+
+def _sync_file_range() -> Callable[[int, int, int, int], int] | None:
+    """The call of Linux (sync_file_range(2)), which Python has no name for; None where there is none."""
+    try:
+        call = ctypes.CDLL(None, use_errno=True).sync_file_range
+    except (OSError, AttributeError):
+        return None
+    call.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
+    return cast(Callable[[int, int, int, int], int], call)
+
+
+_SYNC_FILE_RANGE = _sync_file_range()
+_WAIT_BEFORE = 1
 
 
 def write_atomic(path: Path, data: bytes, mode: int = 0o644) -> None:

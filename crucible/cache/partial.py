@@ -48,6 +48,8 @@ class Partial:
         etags: dict[str, str] | None = None,
     ) -> None:
         self.file, self.descriptor = file, descriptor
+        self.lasting = True
+        """Whether the blob is to be there after a power cut; see `BlobFolder`."""
         self.ranges = Ranges.of((entry.start, entry.stop) for entry in entries)
         self.adopted = self.ranges.size
         self._names, self._data, self._lease = names, data, lease
@@ -140,7 +142,7 @@ class Partial:
         return target
 
     def publish(self) -> Path:
-        """Give the blob its name. The caller has verified its hash. The size is checked, the bytes are fsynced.
+        """Give the blob its name. The caller has verified its hash. The size is checked; what is to last is fsynced.
 
         Idempotent between processes: whoever is second replaces the blob by an equal one. Raises StoreError if
         somebody else took over and has taken our file away without being done yet.
@@ -156,12 +158,14 @@ class Partial:
             if self._lease is not None:
                 os.fchmod(self.descriptor, self._lease.mode)  # an adopted file may be made under another umask
             os.utime(self.descriptor)  # of age from now on: what sweeps by age must not count a long download
-            os.fsync(self.descriptor)
+            if self.lasting:
+                os.fsync(self.descriptor)
             if not self._surface(target):
                 if not is_whole(target, self.file):
                     raise StoreError(str(self._data), f"another process goes on with {self.file.path}; ask again")
                 return target
-            fsync_folder(target.parent)
+            if self.lasting:
+                fsync_folder(target.parent)
             self._open, self._published = False, True
         with suppress(OSError):
             if self._lease is not None:

@@ -26,7 +26,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
@@ -72,6 +72,11 @@ class Store:
     def raw(self) -> BlobFolder:
         """Where source files are brought before they are converted."""
         return BlobFolder(self.home / "raw", self.home / "locks")
+
+    @property
+    def staged(self) -> BlobFolder:
+        """The same files for who needs them only until they are shards: none waits for the disk."""
+        return replace(self.raw, lasting=False)
 
     # --- shards
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import logging
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,12 +13,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from crucible.cache import disk
 from crucible.cache.blobs import BlobFolder
 from crucible.cache.hubcache import HubCache
 from crucible.cache.store import Store
 from crucible.cluster.prepare import prepare
 from crucible.config import Settings
 from crucible.data_files import data_request
+from crucible.errors import StoreError
 from crucible.hashing import shard_digest
 from crucible.refs import NodeId, ShardInfo, WorkItem
 from crucible.report import Tally
@@ -73,6 +78,61 @@ def test_a_source_file_that_rotted_after_it_was_brought_is_named_and_brought_aga
     with caplog.at_level(logging.WARNING):
         assert done(work, settings, keep_raw=keep_raw) == right
     assert str(path) in caplog.text
+
+
+def test_what_a_power_cut_left_of_a_source_file_is_brought_again(
+    item: tuple[Settings, WorkItem, bytes], tmp_path: Path
+) -> None:
+    settings, work, data = item
+    right = done(work, replace(settings, home=tmp_path / "other"))
+    oid, store = work.files[0].oid, Store(settings.home)
+    path = left_behind(store.staged, oid, bytes(len(data)))  # its name and length were on the disk, its bytes were not
+    now = os.stat(path)
+    note = f"{oid} {oid} {'0' * 8} {now.st_ino} {now.st_size} {now.st_mtime_ns} 0\n"  # seen right, before this boot
+    (settings.home / "seen").mkdir(parents=True, exist_ok=True)
+    (settings.home / "seen" / oid[:2]).write_text(note)
+    assert done(work, settings) == right
+
+
+def test_a_disk_that_refused_a_part_of_a_source_file_is_named_and_what_was_read_of_it_becomes_no_shard(
+    item: tuple[Settings, WorkItem, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, work, _ = item
+    right = done(work, replace(settings, home=tmp_path / "other"))
+
+    def refuse(*_: int) -> int:
+        ctypes.set_errno(errno.EIO)
+        return -1
+
+    store = Store(settings.home)
+    with monkeypatch.context() as patch:
+        patch.setattr(disk, "_SYNC_FILE_RANGE", refuse)
+        with pytest.raises(StoreError, match=os.strerror(errno.EIO)) as caught:
+            done(work, settings)
+    assert str(settings.home) in str(caught.value)
+    assert dict(store.shards()) == {}
+    assert not store.staged.has(work.files[0]), "it is not believed a second time"
+    assert done(work, settings) == right
+
+
+@pytest.mark.parametrize("missing", [errno.ENOSYS, None])
+def test_where_a_system_cannot_be_asked_what_its_disk_refused_the_file_is_synced(
+    item: tuple[Settings, WorkItem, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: int | None
+) -> None:
+    settings, work, _ = item
+
+    def unknown(*_: int) -> int:
+        ctypes.set_errno(missing or 0)
+        return -1
+
+    monkeypatch.setattr(disk, "_SYNC_FILE_RANGE", unknown if missing else None)
+    synced = []
+    real = os.fsync
+    monkeypatch.setattr(
+        disk.os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_size) or real(descriptor)
+    )
+    done(work, settings)
+    assert work.files[0].size in synced
 
 
 def test_a_source_file_that_is_right_is_not_brought_again(
