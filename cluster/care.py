@@ -34,7 +34,6 @@ RETRY_MOST_S = 3600.0
 """Between two tries of a repair that nobody asked for and that did not succeed."""
 CHECKED_AT_ONCE = 4096
 """Shards of a node: each lot reads its manifests anew."""
-NOTHING: frozenset[str] = frozenset()
 MENDING = "crucible-mending"
 """Name of the thread that looks whether something was lost."""
 
@@ -179,18 +178,19 @@ class Care(Draining):
         return allowed
 
     def _droppable(self, node: NodeId, keys: Collection[str], promise: bool = False) -> tuple[list[str], set[str]]:
-        holders, staying = self.agents.catalog.holders, self.agents.handles().keys() - self.drained
-        with self._lock:
-            elsewhere = set(self._promises.could(node, keys, holders, staying, NOTHING.__contains__, time.monotonic()))
-        last = [key for key in keys if key not in elsewhere]
-        again = self.sources_of(last) if last else set()  # may take a while, so nothing is held meanwhile
-        staying = self.agents.handles().keys() - self.drained
-        with self._lock:  # of two that ask at once, the second sees what the first was promised
-            now = time.monotonic()
-            allowed = self._promises.could(node, keys, holders, staying, again.__contains__, now)
-            if promise:
-                self._promises.give(node, allowed, now)
-        return allowed, again
+        holders, again, asked = self.agents.catalog.holders, set[str](), set[str]()
+        while True:
+            staying = self.agents.handles().keys() - self.drained
+            with self._lock:  # of two that ask at once, the second sees what the first was promised
+                now = time.monotonic()
+                allowed = self._promises.could(node, keys, holders, staying, again.__contains__, now)
+                last = set(keys).difference(allowed, asked)
+                if not last:
+                    if promise:
+                        self._promises.give(node, allowed, now)
+                    return allowed, again
+            again |= self.sources_of(last)  # may take a while, so nothing is held meanwhile
+            asked |= last
 
     # --- operations
 

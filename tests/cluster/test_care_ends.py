@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Future
+import threading
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from crucible.cluster.admin import Admin
 from crucible.cluster.ledger import Choice
@@ -108,3 +112,45 @@ def test_what_was_let_go_is_remembered_no_longer_than_its_manifest(tmp_path: Pat
     (tmp_path / "manifests" / f"{gone.id}.json").unlink()
     care.learn()
     assert care._let_go == {shard.key for one in (stays, twin) for shard in one.shards}
+
+
+def test_of_two_nodes_that_drop_a_shard_at_once_both_may_where_its_source_answers(tmp_path: Path) -> None:
+    manifest = make_manifest(2)
+    care, agents, _ = caring(tmp_path, NODES, [manifest])
+    last, both = (shard.key for shard in manifest.shards)
+    agents.catalog.add(NodeId("aaaa"), [last, both])
+    agents.catalog.add(NodeId("bbbb"), [both])
+    care.learn()
+
+    def source(*_: Any) -> bool:
+        if care.agents.catalog.holders(both) == {"aaaa", "bbbb"}:  # meanwhile
+            assert care.may_drop(NodeId("bbbb"), [both]) == [both]
+        return True
+
+    care._source_is_there = source  # type: ignore[method-assign]
+    assert care.may_drop(NodeId("aaaa"), [last, both]) == [last, both], "its own copy is the last now"
+
+
+def test_of_many_who_ask_about_a_source_at_once_one_asks_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = make_manifest(2)
+    care, agents, _ = caring(tmp_path, NODES, [manifest])
+    keys = [shard.key for shard in manifest.shards]
+    agents.catalog.add(NodeId("aaaa"), keys)
+    care.learn()
+    asked, come = list[Any](), threading.Barrier(9)
+
+    def answers(repo: Any, _: Any) -> bool:
+        asked.append(repo)
+        time.sleep(0.2)  # time for the others to ask as well
+        return True
+
+    def ask() -> list[str]:
+        come.wait(30)
+        return care.could_drop(NodeId("aaaa"), keys)
+
+    monkeypatch.setattr("crucible.cluster.known.source_answers", answers)
+    with ThreadPoolExecutor(8) as pool:
+        told = [pool.submit(ask) for _ in range(8)]
+        come.wait(30)
+        assert [one.result(30) for one in told] == [keys] * 8
+    assert len(asked) == 1
