@@ -22,6 +22,8 @@ from crucible.workers.tls import Trust, answer_of
 CONNECT_TIMEOUT_S = 3.0
 ANSWER_TIMEOUT_S = 15.0
 """The agent itself gives the coordinator ten seconds."""
+FIGURES_TIMEOUT_S = 5.0
+"""For a table, which the coordinator has in well under a second: an agent that hangs is passed by, and Ray is asked."""
 ROOM_TIMEOUT_S = 60.0
 """For an agent that asks sources and other nodes what may go."""
 
@@ -51,7 +53,7 @@ class Line:
 
     def figures(self, what: str, *arguments: Any) -> Any:
         """A table of the cluster that this node is in, as its coordinator has it; None: nobody answers."""
-        told = self._ask("figures", {"what": what, "arguments": list(arguments)})
+        told = self._ask("figures", {"what": what, "arguments": list(arguments)}, FIGURES_TIMEOUT_S)
         return None if told is None else told.get("answer")
 
     def _ask(
