@@ -46,6 +46,8 @@ class FakeAgents:
         self.drained: Collection[NodeId] = ()
         self.given = Given()
         self.items = Catalog()
+        self.quiet: set[NodeId] = set()
+        """Nodes whose agents do not answer."""
 
     def notice(self) -> None: ...
 
@@ -54,10 +56,10 @@ class FakeAgents:
     def rebuild(self, nodes: Collection[NodeId] | None = None) -> None: ...
 
     def handles(self) -> dict[NodeId, Any]:
-        return dict.fromkeys(self.nodes)
+        return {node: None for node in self.nodes if node not in self.quiet}
 
     def silent(self) -> dict[NodeId, str]:
-        return {}
+        return dict.fromkeys(self.quiet, "it hangs")
 
     def urls(self) -> dict[NodeId, str]:
         return dict(self.nodes)
@@ -69,7 +71,7 @@ class FakeAgents:
         return self.nodes.get(node)
 
     def weights(self) -> dict[NodeId, float]:
-        return {node: 1.0 for node in self.nodes if node not in self.drained}
+        return {node: 1.0 for node in self.handles() if node not in self.drained}
 
     def notes_of(self, _: NodeId) -> list[str]:
         return []
@@ -124,7 +126,7 @@ class FakeHands:
         return _done()
 
     def ask(self, method: str, *_: Any, **__: Any) -> tuple[dict[NodeId, Any], dict[NodeId, str]]:
-        return self.answers.get(method, {}), {}
+        return self.answers.get(method, {}), self.agents.silent()
 
     def ask_each(self, method: str, *_: Any, **__: Any) -> tuple[dict[NodeId, Any], dict[NodeId, str]]:
         return self.ask(method)

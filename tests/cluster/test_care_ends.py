@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from crucible.cluster.admin import Admin
-from crucible.cluster.ledger import Choice
+from crucible.cluster.ledger import Choice, Order
 from crucible.refs import NodeId
-from tests.cluster.caring import caring, make_manifest
-from tests.cluster.test_care import NODES, ended
+from tests.cluster.caring import CLUSTER, caring, make_manifest
+from tests.cluster.test_care import NODES, ended, looked, rest
 
 
 def test_what_is_pinned_is_not_given_up_by_evicting_it_and_a_drain_saves_it(tmp_path: Path) -> None:
@@ -154,3 +154,30 @@ def test_of_many_who_ask_about_a_source_at_once_one_asks_it(tmp_path: Path, monk
         come.wait(30)
         assert [one.result(30) for one in told] == [keys] * 8
     assert len(asked) == 1
+
+
+def test_what_a_silent_node_holds_is_neither_forgotten_nor_counted_on_for_long(tmp_path: Path) -> None:
+    here, there = make_manifest(4), make_manifest(2, repo="org/other")
+    care, agents, hands = caring(tmp_path, NODES, [here, there], repair_after_s=0.01)
+    care.learn()
+    for manifest in (here, there):
+        care.promise(manifest.id, Order(1, CLUSTER))
+        agents.catalog.add(NodeId("cccc"), [shard.key for shard in manifest.shards])
+    agents.catalog.add(NodeId("aaaa"), [shard.key for shard in here.shards])
+    care.order("drain", "cccc", {"cluster": CLUSTER})
+    looked(care)
+    rest(care)
+    agents.quiet.add(NodeId("cccc"))
+    (tmp_path / "manifests" / f"{there.id}.json").rename(tmp_path / "elsewhere")  # only the silent node may have it
+    care.learn()
+    assert {entry.manifest for entry in care.ledger.entries()} == {here.id, there.id}
+    lines = {line["node"]: line for line in Admin(care).nodes()}
+    assert (lines["cccc"]["state"], lines["cccc"]["shards"], lines["cccc"]["problem"]) == ("silent", 6, "it hangs")
+    assert care.node_of("cc") == "cccc"
+    (tmp_path / "elsewhere").rename(tmp_path / "manifests" / f"{there.id}.json")
+    looked(care)
+    time.sleep(0.02)
+    looked(care)
+    rest(care)
+    assert len(hands.remade) == 2, "what it alone has is made up for"
+    assert "cccc" in care.drained, "an order about it stands"
