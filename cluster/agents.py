@@ -131,9 +131,10 @@ class Agents(Roster):
             return self._items.holders(item) & self.handles().keys()
 
     def where_held(self, keys: Sequence[str]) -> NodeId | None:
-        """A node that holds the first of these shards, if each is held by some; else None."""
+        """A node that holds the first of these shards, if each is held by some that answers; else None."""
         with self._lock:
-            there = [self.catalog.holders(key) & self._agents.keys() for key in keys]
+            answering = self.handles().keys()
+            there = [self.catalog.holders(key) & answering for key in keys]
         return min(there[0]) if there and all(there) else None
 
     def landed(self, node: NodeId, shards: Mapping[str, int], item: str | None = None) -> None:
@@ -158,10 +159,11 @@ class Agents(Roster):
             self.catalog.remove(node, keys)
 
     def all_held(self, manifests: Sequence[Manifest], replicas: int) -> bool:
-        """True if `replicas` nodes, or all there are, hold every shard."""
+        """True if `replicas` nodes, or all there are, hold every shard. One that does not answer gives it to nobody."""
         with self._lock:
-            wanted = min(replicas, len(self._agents))
-            return all(len(self.catalog.holders(s.key)) >= wanted for m in manifests for s in m.shards)
+            wanted, silent = min(replicas, len(self.handles())), self._silent.keys()
+            holders = (self.catalog.holders(shard.key) for manifest in manifests for shard in manifest.shards)
+            return all(len(there - silent if silent else there) >= wanted for there in holders)
 
     def share(self, prepared: Prepared, manifests: Sequence[Manifest]) -> None:
         """Give every node the manifests. A node that cannot take them now asks its agent, or the Hub, later."""
