@@ -219,9 +219,9 @@ def rebalance(
 ) -> Plan:
     """Move copies from nodes with more than their share to those with less, and nothing else.
 
-    A node that joined gets its share by this. A move is made only if the node that gets the shard is then still fuller
-    by less than the one that gave it was, one of the two is more than a tenth off its share, and the shard's racks
-    stay as many. What is pinned stays.
+    A node that joined gets its share by this. A move is made only if the node that gets the shard is then less full by
+    a tenth than the one that gave it was (else shards of about one size would change places for nothing), one of the
+    two is more than a tenth off its share, and the shard's racks stay as many. What is pinned stays.
     """
     staying = {node: place.weight for node, place in nodes.items() if not place.drained}
     known = [one for one in shards if holders(one.key) & staying.keys()]
@@ -242,7 +242,7 @@ def rebalance(
 
     def takes(one: Wanted, giver: NodeId, taker: NodeId) -> bool:
         there = where[one.key]
-        if taker in there or (load[taker] + one.size) / fair[taker] >= fill[giver]:
+        if taker in there or (load[taker] + one.size) / fair[taker] * SLACK >= fill[giver]:
             return False
         others = {racks[node] for node in there if node != giver}
         return racks[taker] not in others or racks[giver] in others

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Mapping
 
 import pytest
@@ -176,6 +177,19 @@ def test_a_node_that_joins_gets_its_share_and_nothing_else_moves() -> None:
     after = perform(plan, shards, held, nodes)
     assert all(800 / 1.1 - 10 <= load <= 800 * 1.1 for load in loads(after, shards))
     assert not rebalance(shards, lambda key: after[key], nodes)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_where_there_are_few_shards_of_about_one_size_those_who_were_there_keep_theirs(seed: int) -> None:
+    """Each has a shard more or less than its share, and it does not help to have others do so."""
+    dice = random.Random(seed)
+    shards = [
+        Wanted(f"{dice.getrandbits(256):064x}", dice.randrange(690_000, 691_000), 1, n) for n in range(12 + seed % 2)
+    ]
+    there = [NodeId(f"{dice.getrandbits(64):016x}") for _ in range(3)]
+    held = {one.key: {there[number % 2]} for number, one in enumerate(shards)}
+    plan = rebalance(shards, lambda key: held[key], {one: Place(1) for one in there})
+    assert [copy.node for copy in plan.copies] == [there[2]] * 4
 
 
 def test_what_is_about_even_is_left_alone() -> None:
