@@ -5,6 +5,7 @@ Soft state: the stores are the truth, and a new coordinator asks them. Raises St
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -16,6 +17,7 @@ import ray as untyped_ray
 from crucible.cache.store import Store
 from crucible.cluster.answering import CALL_TIMEOUT_S
 from crucible.cluster.catalog import Catalog
+from crucible.cluster.executor import reason_of
 from crucible.cluster.flights import Flights
 from crucible.cluster.given import Given
 from crucible.cluster.keys import Keys
@@ -30,6 +32,7 @@ from crucible.report import ItemResult
 from crucible.workers.caring import manifest_ids
 
 ray: Any = untyped_ray  # its annotations know neither `exceptions` nor what a remote call returns
+log = logging.getLogger("crucible.agents")
 
 
 class Agents(Roster):
@@ -215,6 +218,7 @@ class Agents(Roster):
                 continue
             told, revisions = ray.put([found[0].to_json()]), sorted(wanted[manifest_id])
             calls = {node: agents[node].keep.remote(told, revisions, found[1]) for node in lacking[manifest_id]}
-            for _, _, error in self.gather(calls, AGENT_TIMEOUT_S):
+            for node, _, error in self.gather(calls, AGENT_TIMEOUT_S):
                 if error is not None:
                     self.turn.heard(error)
+                    log.warning("node %s has no manifest %s: %s", node[:12], manifest_id[:12], reason_of(error))
