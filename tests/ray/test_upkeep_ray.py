@@ -22,7 +22,7 @@ from crucible.cluster.ledger import Choice
 from crucible.hashing import shard_digest
 from crucible.workers.serve import read_address
 from tests.hubserver.faults import FaultyHub
-from tests.ray.jobs import chat_files, file_bytes, until
+from tests.ray.jobs import Background, chat_files, file_bytes, until
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 WAIT_S = 90
@@ -131,6 +131,34 @@ def test_what_nobody_holds_any_more_is_made_again_from_the_hub(
     assert copies(nodes.homes, manifest) == [2] * 4
     lost = {shard.item for number, shard in enumerate(manifest.shards) if number % 2}
     assert file_bytes(hub) == sum(manifest.items[item].size for item in lost), "once each, and the rest from peers"
+
+
+@pytest.mark.parametrize("repair_first", [False, True])
+def test_what_a_repair_and_a_prefetch_both_lack_is_brought_once(
+    hub: FaultyHub, tmp_path: Path, start_nodes: Any, repair_first: bool
+) -> None:
+    hub.import_folder("org/chat", chat_files(tmp_path / "data", files=4, rows=4000))
+    nodes = start_nodes(2, hub.endpoint)
+    report = crucible.prefetch("org/chat", split="train", address=nodes.address)
+    manifest = Store(nodes.homes[0]).get_manifest(report.splits[0].manifest)
+    for home in nodes.homes:
+        for shard in manifest.shards:
+            Store(home).shard_path(shard.key).unlink(missing_ok=True)
+    hub.clear_log()
+    hub.add("slow", origin="cdn", piece=4_000, wait=0.02)
+
+    def repair() -> Any:
+        return care("start_repair", Choice("org/chat"))
+
+    operation = repair() if repair_first else None
+    job = None if repair_first else Background(nodes.address)
+    until(lambda: hub.requests(origin="cdn"), "the first is under way")
+    job = job or Background(nodes.address)
+    done = ended(operation or repair())
+    assert (done["left"], done["problems"]) == (0, [])
+    assert job.report().splits[0].manifest == manifest.id
+    assert copies(nodes.homes, manifest) == [1] * 4
+    assert file_bytes(hub) == sum(item.size for item in manifest.items)
 
 
 def test_a_new_node_gets_its_share_and_is_emptied_before_it_goes(
