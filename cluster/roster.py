@@ -96,6 +96,7 @@ class Roster(Answering):
         with self._asking:
             known, came = self.urls(), set[NodeId]()
             waiting = due = self._there()
+            self._broken.clear()  # it may have been mended since
             while True:
                 self._greet(due)
                 answered, new = self._hear(RETRY_S)
@@ -290,10 +291,10 @@ class Roster(Answering):
 
     def _take_in(self, came: Collection[NodeId], known: Mapping[NodeId, str]) -> None:
         """Tell the agents of each other: all where their urls were others (`known`), else those that came."""
-        urls = self.urls()
+        before, now = set(filter(None, known.values())), sorted(filter(None, self.urls().values()))
         for node, agent in self.handles().items():
-            if urls != known or node in came:
-                agent.set_peers.remote(list(urls.values()))
+            if set(now) != before or node in came:
+                agent.set_peers.remote(now)
 
     def writers(self) -> tuple[str, ...]:
         """Versions of pyarrow that write the bytes that this process's would."""
