@@ -14,6 +14,7 @@ from typing import Any
 
 import ray as untyped_ray
 
+from crucible.cache.replaced import put_aside_replaced
 from crucible.cache.store import Store
 from crucible.cluster.answering import CALL_TIMEOUT_S
 from crucible.cluster.catalog import Catalog
@@ -170,6 +171,8 @@ class Agents(Roster):
 
     def share(self, prepared: Prepared, manifests: Sequence[Manifest]) -> None:
         """Give every node the manifests. A node that cannot take them now asks its agent, or the Hub, later."""
+        for manifest in manifests:  # while this node's names say what was before; agents do it when they are sent it
+            put_aside_replaced(self._store, manifest)
         remember(prepared, tuple(manifests), self._store)
         names = frozenset((prepared.repo.revision, *prepared.revisions))
         made = {manifest.id: (manifest, dict(prepared.survey)) for manifest in manifests}

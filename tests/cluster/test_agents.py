@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -19,6 +19,7 @@ from crucible.cluster import answering, greeting
 from crucible.cluster import roster as module
 from crucible.cluster.agents import Agents
 from crucible.cluster.keys import Keys
+from crucible.cluster.prepare import Prepared
 from crucible.cluster.turns import Turn
 from crucible.errors import AgentUnavailable
 from crucible.refs import NodeId
@@ -300,3 +301,19 @@ def test_a_manifest_is_sent_to_those_who_lack_it_only(cluster: Cluster, tmp_path
     assert (data, sorted(revisions)) == ([lacks.to_json()], sorted(names)), "a name of it is new there"
     assert survey["commit"] == lacks.repo.revision
     assert kept["a"] == []
+
+
+def test_the_coordinators_own_node_puts_aside_what_a_new_manifest_means_otherwise(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    store, old = Store(tmp_path), make_manifest(2)
+    store.put_manifest(old)
+    replaced, kept = old.shards
+    for shard in old.shards:
+        store.shard_path(shard.key).parent.mkdir(parents=True, exist_ok=True)
+        store.shard_path(shard.key).write_bytes(bytes(shard.size))
+    new = replace(old, shards=(replace(replaced, digest="f" * 64), kept))
+    prepared = SimpleNamespace(repo=new.repo, revisions=("main",), survey={"commit": new.repo.revision})
+    cluster.agents.share(cast("Prepared", prepared), (new,))
+    assert {key for key, _ in store.shards()} == {kept.key}
+    assert new.id in store.names()
