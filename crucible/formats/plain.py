@@ -15,8 +15,21 @@ from crucible.feature_types import features_of, schema_of
 pc: Any = pyarrow.compute  # its functions are made at run time, which no type checker follows
 
 
+_last: tuple[pa.Schema, pa.Schema] | None = None
+"""The schema that was asked about last, and its answer: batches of one file come by the hundred, and to work it out for
+each was a twentieth of what decoding them took."""
+
+
 def plain_schema(schema: pa.Schema) -> pa.Schema:
     """The schema with the file's own features, or those its types mean. Raises ValueError for two columns of a name."""
+    global _last  # one assignment of a whole pair: of two threads either is right
+    last = _last
+    if last is None or not last[0].equals(schema, check_metadata=True):
+        _last = last = (schema, _worked_out(schema))
+    return last[1]
+
+
+def _worked_out(schema: pa.Schema) -> pa.Schema:
     if len(names := schema.names) != len(set(names)):
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"two columns are called {twice!r}")
