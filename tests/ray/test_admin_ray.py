@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 
 OPERATION = {
     *("operation", "kind", "phase", "remakes", "remade", "copies", "copied", "drops", "dropped", "bytes", "bytes_done"),
-    *("wrong", "problems", "left", "findings", "seconds"),
+    *("wrong", "problems", "left", "findings", "seconds", "waiting_for", "moved"),
 }
 
 
