@@ -96,15 +96,14 @@ class Draining(Operations):
             if operation.stopped or (not under_way and nodes <= set(self._hands.reached())):
                 break
             self._await(operation, nodes, max(ROUND_S, 10 * (time.monotonic() - began)))
-        if operation.cancelled.is_set():
+        if operation.cancelled.is_set() or not operation.stopped:
             return
         if taken := given.take_back(nodes, "is drained, and its grace is over"):
             operation.moved = sum(taken.values())
             log.warning("%s: its grace is over; %s are done elsewhere", operation.name, _told(taken))
-        if operation.stopped:  # what ended in the last moments is not counted yet
-            self._still_there(operation, nodes)
-            unsaved = self._records(operation, nodes, LAST_S)
-            operation.left = self.plan_drain(nodes).left + sum(len(item.shards) for item in unsaved)
+        self._still_there(operation, nodes)
+        # what ended in the last moments is not counted yet
+        operation.left = self.plan_drain(nodes).left + _shards(self._records(operation, nodes, LAST_S))
 
     def _still_there(self, operation: Operation, nodes: AbstractSet[NodeId]) -> None:
         """Wait a while for nodes whose agents cannot be asked just now: what they hold is not known then.
@@ -137,7 +136,7 @@ class Draining(Operations):
         items, weights = self._records(operation, nodes, ASK_S), self.agents.weights()
         staying = {node: weights.get(node, 1.0) for node in self.agents.handles() if node not in self._going(nodes)}
         if not items or not staying:
-            operation.left += sum(len(item.shards) for item in items)
+            operation.left += _shards(items)
             return
         ring = ring_of(staying)
         batches: list[tuple[NodeId, list[ItemResult]]] = []
