@@ -91,17 +91,27 @@ class Partials:
         """By oid, what was asked of the file since somebody began with it or began to let go of it."""
         self._closed = False
 
+    def join(self, file: SourceFile, start: int) -> Incoming | None:
+        """Begin with a range of a file that is begun with already, else None. Waits for nobody.
+
+        Pair with `leave`. Raises PartialRefused.
+        """
+        with self._lock:
+            landing = self._landings.get(file.oid)
+            if landing is None:
+                return None
+            if landing.partial.file.size != file.size:
+                raise PartialRefused(409, f"the file has {landing.partial.file.size} bytes")
+            landing.users += 1
+            return Incoming(landing, start)
+
     def enter(self, file: SourceFile, start: int) -> Incoming:
         """Begin with a range. Pair with `leave`. Raises PartialRefused or StoreError."""
         with self._lock:
             if not self._lock.wait_for(lambda: file.oid not in self._busy, PATIENCE_S):
                 raise PartialRefused(503, "the file is still being begun with here")
-            landing = self._landings.get(file.oid)
-            if landing is not None:
-                if landing.partial.file.size != file.size:
-                    raise PartialRefused(409, f"the file has {landing.partial.file.size} bytes")
-                landing.users += 1
-                return Incoming(landing, start)
+            if (incoming := self.join(file, start)) is not None:
+                return incoming
             if self._closed or len(self._landings) + len(self._busy) >= MOST:
                 raise PartialRefused(503, "no room for another file")
             self._busy[file.oid] = ""

@@ -278,7 +278,10 @@ class AgentServer:
         """A range that another node pushes. The body goes to the disk piece by piece."""
         try:
             file, start, left = _pushed(request)
-            incoming = await self._off_loop(self._slow, self._partials.enter, file, start)
+            # not behind those who wait until they may begin with theirs
+            incoming = self._partials.join(file, start)
+            if incoming is None:
+                incoming = await self._off_loop(self._slow, self._partials.enter, file, start)
         except PartialRefused as error:
             return _refusal(error.status, str(error))
         except StoreError as error:

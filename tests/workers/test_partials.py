@@ -245,10 +245,11 @@ def test_a_file_that_cannot_be_begun_with_now_holds_up_no_other(
 
     monkeypatch.setattr(partials, "RoomBook", Book)
     with ThreadPoolExecutor(8) as pool:
-        # of the first two streams push at once; the last has to wait until one of the others is begun with
-        late = [pool.submit(put, agent, oid=f"{number:064x}", secret=secret) for number in (1, 1, 2, 3, 4)]
+        # as many as the agent begins with at once; of the first another stream pushes, too
+        late = [pool.submit(put, agent, oid=f"{number:064x}", secret=secret) for number in (1, 2, 3, 4)]
         try:
-            assert all(waiting.acquire(timeout=30) for _ in range(3))
+            assert all(waiting.acquire(timeout=30) for _ in late)
+            late.append(pool.submit(put, agent, oid=f"{1:064x}", secret=secret))
             push(FILE, source, 1000, 2000)
             announce(agent.url, secret, [FILE.oid])
             with store.raw.claim(FILE, wait_s=0) as partial:
