@@ -245,7 +245,9 @@ def test_ten_times_the_files_take_about_ten_times_as_long(shape: str) -> None:
         assert sum(len(split.files) for split in config.splits) == count
         return time.process_time() - start
 
-    assert cost(50_000) < 40 * min(cost(5_000), cost(5_000))  # 100 times would be quadratic
+    few = min(cost(5_000), cost(5_000))
+    # 100 times would be quadratic. Again if need be: what else the process and the machine did counts as spent
+    assert any(cost(50_000) < 40 * few for _ in range(3))
 
 
 def test_many_configs_do_not_each_walk_all_files() -> None:
@@ -257,4 +259,5 @@ def test_many_configs_do_not_each_walk_all_files() -> None:
         assert all(len(config.splits[0].files) == 20_000 // configs for config in found)
         return time.process_time() - start
 
-    assert cost(400) < 20 * min(cost(10), cost(10))  # 40 times would be a walk over all files for each config
+    few = min(cost(10), cost(10))
+    assert any(cost(400) < 20 * few for _ in range(3))  # 40 times would be a walk over all files for each config

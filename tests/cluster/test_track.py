@@ -298,7 +298,8 @@ def test_the_mind_stays_quick_when_there_are_many_items() -> None:
         return time.thread_time() - began
 
     cost(100)
-    assert cost(10_000) < 40 * min(cost(1_000), cost(1_000))
+    few = min(cost(1_000) for _ in range(3))
+    assert min(cost(10_000) for _ in range(3)) < 40 * few  # the best of some: time that was stolen counts as spent
 
 
 @pytest.mark.parametrize("event", [CopyDone("x" * 64, A), NodesChanged({A: 1.0})])
