@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -51,6 +52,8 @@ class Agent:
 
     def stop(self, number: int) -> None:
         self.process.send_signal(number)
+        if number == signal.SIGSTOP:  # one of its threads has to see it before the others stand still, too
+            os.waitid(os.P_PID, self.process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
 
 @contextmanager
