@@ -53,7 +53,7 @@ def test_a_link_that_is_cut_for_a_moment_in_a_prefetch_costs_what_was_in_flight(
     report = result(job)
     assert report["rows"] == ROWS
     assert fleet.alive == nodes or cut_s > DEAD_AFTER_S / 2, "nobody was declared dead for that"
-    # the report lacks what a task paid whose answer the cut swallowed, and whose shards were there when it was asked again
+    # the report lacks what a task paid whose answer was lost with the link, and whose shards were found later
     assert report["counts"]["hub_bytes"] <= file_bytes(fleet.hub)
     assert size <= file_bytes(fleet.hub) <= 2 * size
     assert in_order(fleet, beta) == EXACT
