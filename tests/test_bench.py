@@ -83,6 +83,30 @@ def test_interrupted_it_leaves_no_process_and_no_file(tmp_path: Path) -> None:
         bench.communicate(timeout=10)
 
 
+INTERRUPTED = """
+import os, signal, subprocess, sys
+from scripts.bench import links
+class Popen(subprocess.Popen):
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        print(self.pid, flush=True)
+        os.kill(os.getpid(), getattr(signal, sys.argv[1]))  # before anybody has heard of the new process
+subprocess.Popen = Popen
+with links.ended_by_signals(), links.Processes() as processes:
+    processes.start([sys.executable, "-c", "import time; time.sleep(60)"])
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_signal_while_a_process_starts_ends_that_one_too(name: str) -> None:
+    told = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED, name], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert told.returncode != 0
+    assert "KeyboardInterrupt" in told.stderr
+    assert not psutil.pid_exists(int(told.stdout))
+
+
 @contextmanager
 def relay(window: int) -> Iterator[socket.socket]:
     """A connection through the relay to a server that sends back whatever it gets."""

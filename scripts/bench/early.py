@@ -158,7 +158,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if options.client:
         print(json.dumps(first_batch(options.client, options.repo)), flush=True)
         return
-    from scripts.bench.transfer import ended_by_signals, machine, scratch_folder
+    from scripts.bench.links import ended_by_signals
+    from scripts.bench.transfer import machine, scratch_folder
 
     with ended_by_signals(), scratch_folder(options.scratch) as scratch:
         about = {"machine": machine()}

@@ -31,8 +31,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from scripts.bench import corpora
-from scripts.bench.links import HERE, Processes, Server, loopback
-from scripts.bench.transfer import ended_by_signals, machine, say, scratch_folder
+from scripts.bench.links import HERE, Processes, Server, ended_by_signals, loopback
+from scripts.bench.transfer import machine, say, scratch_folder
 
 MB = 10**6
 METHODS: dict[str, tuple[str, int]] = {

@@ -31,9 +31,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from scripts.bench import corpora
-from scripts.bench.links import HERE, Processes
+from scripts.bench.links import HERE, Processes, ended_by_signals
 from scripts.bench.readers import LIBRARIES
-from scripts.bench.transfer import ended_by_signals, machine, say, scratch_folder
+from scripts.bench.transfer import machine, say, scratch_folder
 
 MODULES = {
     "crucible": "crucible",

@@ -36,6 +36,40 @@ class Finished:
     cpu_s: float
 
 
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """SIGTERM unwinds as Ctrl-C does, so that every process and namespace is removed."""
+    before = {number: signal.signal(number, _unwind) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """A signal that would unwind does so at the end of this. In the main thread."""
+    _held.append(False)
+    try:
+        yield
+    finally:
+        came = _held.pop()
+    if came:
+        _unwind()
+
+
+_held: list[bool] = []
+"""Whether a signal has come, of each `undisturbed` that is entered."""
+
+
+def _unwind(*_: object) -> None:
+    if _held:
+        _held[-1] = True
+    else:
+        raise KeyboardInterrupt
+
+
 class Processes:
     """What the benchmark starts, each in a session of its own. `close` ends those that still run, by their ids."""
 
@@ -43,8 +77,9 @@ class Processes:
         self._running: list[subprocess.Popen[str]] = []
 
     def start(self, argv: Sequence[str], **options: Any) -> subprocess.Popen[str]:
-        process = subprocess.Popen(argv, text=True, start_new_session=True, **options)
-        self._running.append(process)
+        with undisturbed():  # one that was just started and is on no list would outlive us
+            process = subprocess.Popen(argv, text=True, start_new_session=True, **options)
+            self._running.append(process)
         return process
 
     def run(self, argvs: Sequence[Sequence[str]], *, env: Mapping[str, str], outs: Sequence[int] = ()) -> Finished:

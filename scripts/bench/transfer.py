@@ -23,7 +23,6 @@ import json
 import os
 import platform
 import shutil
-import signal
 import statistics
 import sys
 import tempfile
@@ -38,7 +37,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from scripts.bench.links import Link, Processes, Server, delayed, loopback
+from scripts.bench.links import Link, Processes, Server, delayed, ended_by_signals, loopback
 from scripts.bench.methods import CURL, HTTPX, OFFICIAL, OURS, Method, Outcome, Place, methods
 from scripts.bench.works import FULL, MB, QUICK, Sizes, Work, makers
 
@@ -209,20 +208,6 @@ def table(records: Sequence[dict[str, Any]]) -> Iterator[str]:
         )
         cells = ["" if record[key] is None else str(record[key]) for key in keys]
         yield "| " + " | ".join([*cells, " ".join(f"{wall:g}" for wall in record["walls_s"])]) + " |"
-
-
-@contextmanager
-def ended_by_signals() -> Iterator[None]:
-    """SIGTERM unwinds as Ctrl-C does, so that every process and namespace is removed."""
-
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

@@ -168,9 +168,10 @@ def test_two_clients_at_once_on_one_cache_download_once(org_data: FaultyHub, hf_
                 process.wait(timeout=10)
         assert said[0] == said[1], said
         assert org_data.bytes_sent() == len(BIG)
-        assert {
-            len(org_data.requests(f"*/{path}", origin="hub", method="GET")) for path in FILES if "small" in path
-        } == {1}
+        # a small file takes no lock, which would cost more than the file: both may ask for one in the same moment
+        for path in FILES:
+            if "small" in path:
+                assert 1 <= len(org_data.requests(f"*/{path}", origin="hub", method="GET")) <= 2
     blob_names_are_true(hf_home)
     run_client(org_data, hf_home, "from huggingface_hub import scan_cache_dir\nassert scan_cache_dir().warnings == []")
 
