@@ -1,6 +1,6 @@
 """How `scripts/test` runs the suite: tests that need a quiet machine come last and alone; what was left out is said.
 
-One pytest, so that there is one summary. Two processes share the test files. At the end of the queue come two
+One pytest, so that there is one summary. Three processes share the test files. At the end of the queue come two
 units of work, with a Ray cluster each: everything under `tests/ray`, and everything under `tests/chaos` and
 `tests/netns`. They run beside each other, as for half of the time each waits for something to be noticed as dead; with
 more at once on two cores they would starve each other and then time out.
