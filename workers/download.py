@@ -53,7 +53,8 @@ def bring(
 ) -> Path:
     """Make sure that `blobs` has `file`, from the first of `sources` (in order of cost) that has it right.
 
-    Returns the file's path there: complete, verified, fsynced. Of several processes that ask at once, one brings it.
+    Returns the file's path there: complete, verified, and fsynced if `blobs` are to last. Of several processes that ask
+    at once, one brings it.
     """
     began = time.monotonic()
     observe(TransferEvent("started", file.path, file.size))
