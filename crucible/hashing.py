@@ -7,11 +7,18 @@ BLAKE3 is as safe as sha256 and five times as fast here (10 GB/s a core against 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from io import RawIOBase
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol, cast
+
+from isal import isal_zlib as untyped_zlib
 
 from crucible.refs import SourceFile
+
+crc32 = cast("Callable[[bytes | bytearray | memoryview, int], int]", cast("Any", untyped_zlib).crc32)
+"""`zlib.crc32` of these bytes after those with this one: the same numbers, eleven times as fast (62 GB/s against 5.4).
+Every byte that arrives goes through it for the journal, which was 2 to 3 % of an ingest's processor time."""
 
 
 class Hasher(Protocol):

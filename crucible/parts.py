@@ -8,7 +8,7 @@ from crucible.refs import SourceFile
 
 SMALL_BYTES = 1 << 20
 """Below this a file comes in one request and one write: a lease and a journal would cost more than to ask again."""
-LEAST_PART = 8 << 20
+LEAST_PART = 16 << 20
 """Smaller ranges cost more in round trips than they gain in parallelism."""
 LINKED_FILES = 16
 """Fewer small LFS files than this are resolved one by one: as quick, and below what any quota minds."""

@@ -13,13 +13,12 @@ from __future__ import annotations
 import os
 import threading
 import time
-import zlib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from crucible.cache.blobs import Partial
 from crucible.errors import SizeMismatch, StoreError
-from crucible.hashing import Hasher, hasher_for
+from crucible.hashing import Hasher, crc32, hasher_for
 from crucible.refs import SourceFile
 from crucible.workers.ladder import Failures
 
@@ -221,7 +220,7 @@ class Assembly:
             if part.at + len(chunk) > part.stop:
                 raise SizeMismatch(self.file.path, attempt.source, self.file.size, part.at + len(chunk))
             self._partial.write(part.at, chunk)
-            part.crc = zlib.crc32(chunk, part.crc)
+            part.crc = crc32(chunk, part.crc)
             part.at += len(chunk)
             part.moved = time.monotonic()
             part.failures.forget()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import threading
 import time
-import zlib
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Literal
@@ -19,6 +18,7 @@ from crucible.cache.book import Reservation, RoomBook
 from crucible.cache.quota import Quota
 from crucible.cache.store import Store
 from crucible.cache.usage import room_of
+from crucible.hashing import crc32
 from crucible.refs import SourceFile
 
 LINGER_S = 30.0
@@ -64,7 +64,7 @@ class Incoming:
             raise PartialRefused(409, "another process goes on with this file")
         if not self.landing.partial.ranges.covers(self._at, self._at + len(piece)):
             self.landing.partial.write(self._at, piece)
-        self._crc = zlib.crc32(piece, self._crc)
+        self._crc = crc32(piece, self._crc)
         self._at += len(piece)
 
     def finish(self) -> None:

@@ -7,7 +7,6 @@ and write on, so its bytes are copied. All others' data files are removed; their
 from __future__ import annotations
 
 import os
-import zlib
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +15,7 @@ from crucible.cache import journal
 from crucible.cache.journal import Entry, Journal
 from crucible.cache.lease import Lease, Names
 from crucible.cache.partial import Partial
+from crucible.hashing import crc32
 from crucible.refs import SourceFile
 
 PIECE = 1 << 20
@@ -94,10 +94,10 @@ def _copy(names: Names, lease: Lease, file: SourceFile, source: int, said: Journ
     right = []
     try:
         for entry in said.distinct:
-            crc32, at = 0, entry.start
+            crc, at = 0, entry.start
             for piece in _pieces(source, entry):
-                crc32, at = zlib.crc32(piece, crc32), _write(target, piece, at)
-            if at == entry.stop and crc32 == entry.crc32:
+                crc, at = crc32(piece, crc), _write(target, piece, at)
+            if at == entry.stop and crc == entry.crc32:
                 right.append(entry)
         if right:
             _inherit(lease, tuple(right), said)
@@ -141,13 +141,13 @@ def _pieces(descriptor: int, entry: Entry) -> Iterator[bytes]:
 
 def _crc32(descriptor: int, entry: Entry) -> int | None:
     """zlib's crc32 of a range, None if the file is too short or cannot be read there."""
-    crc32, read = 0, 0
+    crc, read = 0, 0
     try:
         for piece in _pieces(descriptor, entry):
-            crc32, read = zlib.crc32(piece, crc32), read + len(piece)
+            crc, read = crc32(piece, crc), read + len(piece)
     except OSError:
         return None
-    return crc32 if read == entry.stop - entry.start else None
+    return crc if read == entry.stop - entry.start else None
 
 
 def _write(descriptor: int, piece: bytes, at: int) -> int:

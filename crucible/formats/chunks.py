@@ -8,7 +8,6 @@ of the footer and the columns alone: the plan counts with it what the download t
 from __future__ import annotations
 
 import os
-import zlib
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +16,7 @@ from crucible.cache.ranges import Ranges
 from crucible.errors import CorruptFile, UsageError
 from crucible.formats.footer import ParquetFooter, parse_footer
 from crucible.formats.thrift import BadThrift, CutShort, Spec, read_struct
+from crucible.hashing import crc32
 from crucible.refs import ByteRange, SourceFile
 
 GAP_BYTES = 256 << 10
@@ -261,5 +261,5 @@ def _crc32(descriptor: int, start: int, stop: int) -> int:
         piece = os.pread(descriptor, min(_BLOCK, stop - start), start)
         if not piece:
             raise ValueError("the file ends in the middle of a page")
-        crc, start = zlib.crc32(piece, crc), start + len(piece)
+        crc, start = crc32(piece, crc), start + len(piece)
     return crc
