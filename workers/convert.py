@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 
 import pyarrow as pa
@@ -52,21 +53,26 @@ def convert(
     *,
     threads: int | None = None,
     limits: Limits | None = None,
+    turn: AbstractContextManager[int] | None = None,
 ) -> Iterator[DraftShard]:
     """Convert `item.files`, whose bytes are at `paths`, into `folder/<number>.arrow`, each yielded when it is on disk.
 
     Rows keep the order of the files. Shards have about `item.shard_bytes` of Arrow data and at least one row; an item
     without rows yields nothing, and `schema_of_item` tells its columns. Parquet is cut where its footers say (`cuts`).
-    `threads` decode; by default as many as there are cores, at most `MOST_THREADS`.
+    `threads` decode; by default as many as there are cores, at most `MOST_THREADS`. `turn` is held while rows are
+    decoded and written, and not while the last shards wait for the disk; it says how many items have one.
     """
-    threads = usable_threads() if threads is None else threads
 
     def read(path: Path, name: str, options: ReadOptions) -> Iterator[pa.RecordBatch]:
-        return read_file(path, name, options, threads if path.stat().st_size >= SHARED_BYTES else 1, limits)
+        shared = threads if threads is not None and path.stat().st_size >= SHARED_BYTES else 1
+        return read_file(path, name, options, shared, limits)
 
     names = [file.path for file in item.files]
     bounds, made, source = limits or Limits(), 0, sum(path.stat().st_size for path in paths)
-    with Drafts(folder, beside=threads > 1 and item.size >= SHARED_BYTES) as drafts:
+    with ExitStack() as opened, ExitStack() as held:
+        at_work = held.enter_context(turn or nullcontext(1))
+        threads = usable_threads(at_work) if threads is None else threads
+        drafts = opened.enter_context(Drafts(folder, beside=threads > 1 and item.size >= SHARED_BYTES))
         making = _Making(item, drafts, item_shard_rows(paths, item.options, item.shard_bytes))
         for name, batch in read_item(names, paths, item.options, folder, limits, read):
             for piece in making.pieces(batch):
@@ -77,7 +83,8 @@ def convert(
                     making.finish()
                     yield from drafts.flushed()
         making.finish()
-        yield from drafts.flushed(most=0)
+        held.close()  # the disk has something to do, and the core may have too
+        yield from drafts.flushed(all_of_them=True)
 
 
 def schema_of_item(

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -69,6 +70,29 @@ class _Here:
         """There is nothing to end."""
 
 
+class _Asked(Future[Any]):
+    """What is done when somebody asks for its result, in that thread."""
+
+    def __init__(self, work: Callable[[], Any]) -> None:
+        super().__init__()
+        self._work = work
+
+    def result(self, timeout: float | None = None) -> Any:
+        if not self.done():
+            try:
+                self.set_result(self._work())
+            except Exception as error:  # noqa: BLE001 - raised again below
+                self.set_exception(error)
+        return super().result(timeout)
+
+
+class _Later(_Here):
+    """Does the work in the thread that asks for its result."""
+
+    def submit(self, work: Callable[..., Any], /, *arguments: Any) -> Future[Any]:
+        return _Asked(partial(work, *arguments))
+
+
 class Drafts:
     """The drafts of one item, `<folder>/<number>.arrow`, in order. Used by one thread; `with` ends its own three.
 
@@ -79,8 +103,9 @@ class Drafts:
         self._folder = folder
         self._writer: _Runner = ThreadPoolExecutor(1, "crucible-write") if beside else _Here()
         self._hasher: _Runner = ThreadPoolExecutor(1, "crucible-hash") if beside else _Here()
-        self._flusher: _Runner = ThreadPoolExecutor(1, "crucible-flush") if beside else _Here()
+        self._flusher: _Runner = ThreadPoolExecutor(1, "crucible-flush") if beside else _Later()
         self._waiting: deque[tuple[Future[Any], int]] = deque()
+        self._unflushed_most = UNFLUSHED if beside else 0
         self._unflushed: deque[tuple[_Draft, Future[DraftShard]]] = deque()
         self._open: _Draft | None = None
         self._number = 0
@@ -137,9 +162,10 @@ class Drafts:
         while self._waiting:
             self._waiting.popleft()[0].result()
 
-    def flushed(self, *, most: int = UNFLUSHED) -> Iterator[DraftShard]:
-        """Shards that are on the disk; waits while more than `most` are not."""
-        if not most:
+    def flushed(self, *, all_of_them: bool = False) -> Iterator[DraftShard]:
+        """Shards that are on the disk; waits while more than a few are not, or until all are."""
+        most = 0 if all_of_them else self._unflushed_most
+        if all_of_them:
             self._settle()
         while self._unflushed and (len(self._unflushed) > most or self._unflushed[0][1].done()):
             yield self._unflushed[0][1].result()

@@ -7,10 +7,11 @@ the source bytes that it brought in the store's `raw`, where the next task finds
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -55,6 +56,19 @@ FILES_AT_ONCE = 16
 most a MiB of memory a stream, so these and the streams bound what a task holds, whatever it brings."""
 
 
+class Gate:
+    """Lets `most` items of this process be converted at a time. The others bring their files, or wait for the disk."""
+
+    def __init__(self, most: int) -> None:
+        self.most, self._free = most, threading.Semaphore(most)
+
+    def __enter__(self) -> None:
+        self._free.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._free.release()
+
+
 @dataclass(frozen=True)
 class Workplace:
     """What a worker function needs to know about where it runs."""
@@ -76,6 +90,8 @@ class Workplace:
     """True once nobody waits for the result: what is under way then raises Stopped."""
     made: Callable[[ShardInfo], None] = lambda _: None
     """Told of each shard that is new in the store, before its item is done."""
+    gate: Gate | None = None
+    """Who may convert; None: one process does one item, and others see to it that these are not too many."""
     since: float | None = None
     """Shards that were used then or later, in seconds since 1970, do not make room for what is done here: a job must
     not push out what it made itself. None: any that can be had again may."""
@@ -140,15 +156,13 @@ def _convert(
 ) -> tuple[list[ShardInfo], dict[str, str]]:
     """The item's shards, each committed, and the schemas by their digests."""
     # who only moves bytes (a pull, a copy of a shard) need not wait 0.25 s for pyarrow, nor hold its 90 MB
-    from crucible.workers.convert import convert, schema_of_item, usable_threads
+    from crucible.workers.convert import convert, schema_of_item
 
     limits = Limits(place.settings.row_bytes, place.settings.unpacked_bytes)
     paths = [source.path for source in brought]
     shards: list[ShardInfo] = []
     schemas: dict[str, str] = {}
-    # each item at work on this node, in whatever process, has a folder beside this one
-    threads = usable_threads(at_work=sum(1 for _ in folder.parent.iterdir()))
-    for draft in convert(item, paths, folder, threads=threads, limits=limits):
+    for draft in convert(item, paths, folder, limits=limits, turn=_turn(folder, place.gate)):
         check(place.stopped)
         digest, packed = pack_schema(draft.schema)
         schemas[digest] = packed
@@ -171,6 +185,15 @@ def _convert(
     if not shards and (schema := schema_of_item(item, paths, folder, limits)) is not None:
         schemas = dict([pack_schema(schema)])
     return shards, schemas
+
+
+@contextmanager
+def _turn(folder: Path, gate: Gate | None) -> Iterator[int]:
+    """A turn to convert: how many items of this node are converted now, as far as can be told, with this one."""
+    with gate or nullcontext():
+        # each item at work on this node, in whatever process, has a folder beside this one
+        at_work = sum(1 for _ in folder.parent.iterdir())
+        yield at_work if gate is None else min(at_work, gate.most)
 
 
 def _found(item: WorkItem, place: Workplace) -> ItemResult | None:

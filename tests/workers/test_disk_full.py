@@ -260,5 +260,5 @@ def test_a_shard_whose_rows_did_not_fit_is_no_shard_though_its_end_does(
         for _ in range(100):  # the threads beside it end when they will
             found += making.flushed()
             making.finish()
-        found += making.flushed(most=0)
+        found += making.flushed(all_of_them=True)
     assert found == []
