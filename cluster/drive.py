@@ -77,9 +77,9 @@ class Executor(Protocol):
 class LocalExecutor:
     """Work in threads of this process: one node, no Ray.
 
-    An item a core is converted, at most `MOST_LOCAL`, and `AHEAD` more may download meanwhile or wait for the disk. When
-    there are fewer items, each uses more threads (`convert`). Items that did all in one go went in step: on two cores
-    they downloaded, decoded and waited for the disk together, and a quarter of the time nobody worked.
+    An item a core is converted, at most `MOST_LOCAL`, and `AHEAD` more may download meanwhile or wait for the disk. For
+    fewer items each uses more threads (`convert`). Items that did all in one go went in step: on two cores they
+    downloaded, decoded and waited for the disk together, and a quarter of the time nobody worked.
     """
 
     def __init__(self, place: Workplace) -> None:

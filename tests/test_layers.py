@@ -38,6 +38,7 @@ MAY_IMPORT_RAY = {
     "crucible.workers.tasks",
     "crucible.workers.daemon",
     "crucible.workers.governing",
+    "crucible.workers.granting",
 }
 
 # `crucible/__init__.py` offers names of the top by `__getattr__`; for type checkers it must also import them.

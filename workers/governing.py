@@ -1,14 +1,12 @@
-"""The governor of a cluster: one actor keeps every Hub's budgets and connections, and every process asks it.
+"""The governor of a cluster as each process sees it: one actor keeps every Hub's budgets, and every process asks it.
 
-Runs in an async Ray actor on one node (`GovernorCore`) and in every process that sends to a Hub (`ClusterGovernor`).
-All of it is soft state: what a dead process held is free after `EXPIRY_S`, and while there is no actor each process
-goes on with its own small budget, keeps the quiet times it was told, and tells them to the next actor.
-What crosses a call are names, a hash of the credentials, and the few headers that speak of waiting. No token.
+Runs in every process that sends to a Hub; the actor is `crucible.workers.granting`. While there is no actor each
+process goes on with its own small budget, keeps the quiet times it was told, and tells them to the next actor.
 """
 
 from __future__ import annotations
 
-import asyncio
+import atexit
 import math
 import os
 import secrets
@@ -16,26 +14,18 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import ray as untyped_ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from crucible.config import Settings
-from crucible.hub.budget import quiet
-from crucible.hub.governor import DESK, Key, Ledger, LocalGovernor, Reply, Waiting, account_of, spoken
+from crucible.hub.governor import DESK, Key, LocalGovernor, Reply, Waiting, account_of, spoken
+from crucible.workers.granting import BEAT_S, TURN_S, Permit, Word, ensure_governor
+from crucible.workers.granting import NAMESPACE as NAMESPACE
 
 ray: Any = untyped_ray  # its annotations know neither `exceptions` nor what a remote call returns
 
-NAMESPACE = "crucible"
-GOVERNOR = "crucible-governor"
-BEAT_S = 1.0
-EXPIRY_S = 5.0
-"""Without a word from a process for so long, what it held is free again."""
-TURN_S = 4.0
-"""A call for a turn comes back after so long in any case, and is made again: no call of the actor waits for ever."""
 ANSWER_S = 5.0
 """Longer than any answer should take: the actor's node is gone or cut off."""
 RETURN_S = 1.0
@@ -43,163 +33,11 @@ RETURN_S = 1.0
 IDLE_S = 10.0
 ASKING = 4
 """Threads of one process that ask for the same bucket at once; the others wait behind them in their own process."""
-TOLD_S = 1.0
-"""A process knows a quiet time from the actor a little late; only what is longer by this is news to the actor."""
+LATE_S = 0.05
+"""How long word of a reply or an end may wait for the next question to go with: a call of an actor costs both sides a
+millisecond or two, and a process that brings big files has the next question right after an end."""
 ALONE = 2
 """Connections of one process while there is no actor: few, because all the others do the same."""
-
-
-@dataclass(frozen=True, slots=True)
-class Permit:
-    """What a process holds, as it says again with every beat."""
-
-    ticket: str
-    key: Key
-    reply: tuple[int | None, dict[str, str]] | None = None
-    """Status and the headers that speak of waiting, once they are here."""
-
-
-class GovernorCore:
-    """What the actor is. Everything runs in its one event loop, so nothing is locked and nothing may block."""
-
-    def __init__(self) -> None:
-        self._ledger = Ledger()
-        self._turns: dict[str, asyncio.Future[None]] = {}
-        self._granted_at: dict[str, float] = {}
-        self._heard: dict[str, float] = {}
-        """When each process last said anything."""
-        self._introduced: set[str] = set()
-        """Processes that have said what they held before this actor knew them."""
-        self._looked_at = -math.inf
-        self._timer: asyncio.TimerHandle | None = None
-        self._most = 0
-
-    async def turn(self, process: str, ticket: str, key: Key, connections: int, quiet_s: float) -> bool:
-        """True when the ticket may send now; False after `TURN_S`: its place in the line is kept for the next call.
-
-        `quiet_s`: what the process was told while it was alone.
-        """
-        now = self._hear(process)
-        if quiet_s > quiet(self._ledger.budget(key), now) + TOLD_S:
-            self._ledger.hush(key, now + quiet_s)
-        if ticket in self._granted_at:
-            return True
-        if ticket not in self._turns:
-            self._turns[ticket] = asyncio.get_running_loop().create_future()
-            self._ledger.ask(ticket, key, connections)
-            self._wake()
-        turn = self._turns.get(ticket)
-        if turn is not None:
-            await asyncio.wait([turn], timeout=TURN_S)
-        return ticket in self._granted_at
-
-    async def replied(self, process: str, ticket: str, status: int | None, headers: Mapping[str, str]) -> None:
-        self._ledger.replied(ticket, status, headers, self._hear(process))
-        self._wake()
-
-    async def end(self, process: str, ticket: str, reply: tuple[int | None, Mapping[str, str]] | None) -> None:
-        """Give the connection back. Says the reply again: Ray keeps no order among the calls of an async actor."""
-        now = self._hear(process)
-        if reply is not None:
-            self._ledger.replied(ticket, *reply, now)
-        self._end(ticket, now)
-        self._wake()
-
-    async def beat(self, process: str, permits: tuple[Permit, ...]) -> dict[Key, float]:
-        """Say what this process holds, and hear which buckets are quiet for how many seconds.
-
-        What an earlier actor had granted is taken over; what the process no longer holds is free.
-        """
-        now = self._hear(process)
-        held = {permit.ticket for permit in permits}
-        for permit in () if process in self._introduced else permits:
-            if permit.ticket not in self._granted_at:
-                self._ledger.hold(permit.ticket, permit.key, now)
-                self._granted_at[permit.ticket] = now
-                if permit.reply is not None:
-                    self._ledger.replied(permit.ticket, *permit.reply, now)
-        self._introduced.add(process)
-        for ticket, since in list(self._granted_at.items()):
-            if _process_of(ticket) == process and ticket not in held and now - since > EXPIRY_S:
-                self._end(ticket, now)  # granted to somebody who had gone away
-        self._wake()
-        return self._ledger.quiets(now)
-
-    async def waiting(self, account: str) -> tuple[str, float, str] | None:
-        """(bucket, seconds left, reason) of the longest quiet time that somebody waits for."""
-        now = time.monotonic()
-        found = self._ledger.waiting(account, now)
-        return None if found is None else (found.bucket, found.until - now, found.reason)
-
-    async def pid(self) -> int:
-        return os.getpid()
-
-    async def facts(self) -> dict[str, int]:
-        """Requests in flight now, the most there ever were, requests in line, processes."""
-        return {
-            "in_flight": self._ledger.connections_in_use,
-            "most": self._most,
-            "in_line": len(self._turns),
-            "processes": len(self._heard),
-        }
-
-    def _hear(self, process: str) -> float:
-        now = self._heard[process] = time.monotonic()
-        return now
-
-    def _end(self, ticket: str, now: float) -> None:
-        self._granted_at.pop(ticket, None)
-        turn = self._turns.pop(ticket, None)
-        if turn is not None and not turn.done():
-            turn.set_result(None)
-        self._ledger.end(ticket, now)
-
-    def _wake(self) -> None:
-        """Grant what can be granted, drop the dead, and set the clock for the next look."""
-        now = time.monotonic()
-        if now - self._looked_at >= BEAT_S / 2:
-            self._looked_at = now
-            self._bury(now)
-        granted, again = self._ledger.grant(now)
-        for ticket in granted:
-            self._granted_at[ticket] = now
-            turn = self._turns.pop(ticket)
-            if not turn.done():
-                turn.set_result(None)
-        self._most = max(self._most, self._ledger.connections_in_use)
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if self._heard:
-            again = min(again, BEAT_S)
-            self._timer = asyncio.get_running_loop().call_later(again, self._wake)
-
-    def _bury(self, now: float) -> None:
-        dead = {process for process, at in self._heard.items() if now - at > EXPIRY_S}
-        for ticket in [ticket for ticket in (*self._granted_at, *self._turns) if _process_of(ticket) in dead]:
-            self._end(ticket, now)
-        for process in dead:
-            del self._heard[process]
-            self._introduced.discard(process)
-
-
-Actor: Any = ray.remote(num_cpus=0, max_concurrency=10_000, max_restarts=-1)(GovernorCore)
-
-
-def ensure_governor() -> Any:
-    """The cluster's governor, started on this node if there is none. Ray starts it again where its node dies."""
-    return Actor.options(
-        name=GOVERNOR,
-        namespace=NAMESPACE,
-        lifetime="detached",
-        get_if_exists=True,
-        memory=1,  # one that asks for nothing is placed by whatever node has room, which may not know this one yet
-        scheduling_strategy=NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True),
-    ).remote()
-
-
-def _process_of(ticket: str) -> str:
-    return ticket.rpartition("/")[0]
 
 
 class _Line:
@@ -215,6 +53,10 @@ class _Line:
         self._alone_until = -math.inf
         self._tickets = 0
         self._held: dict[str, Permit] = {}
+        self._words: list[Word] = []
+        self._late_at = math.inf
+        """When the oldest of the words has to go, alone if need be."""
+        self._spoken = threading.Condition(self._lock)
         self._asking: dict[Key, threading.Semaphore] = {}
         self._in_line = 0
         self._beating = False
@@ -237,7 +79,7 @@ class _Line:
                 if granted:
                     self._held[ticket] = Permit(ticket, key)
                 else:  # no actor, or Ctrl-C while waiting
-                    self._tell("end", ticket, None)
+                    self._say(ticket, True, None)
         return ticket if granted else None
 
     def replied(self, ticket: str, status: int | None, headers: Mapping[str, str]) -> None:
@@ -245,12 +87,18 @@ class _Line:
             permit = self._held.get(ticket)
             if permit is not None and permit.reply is None:
                 self._held[ticket] = Permit(ticket, permit.key, (status, spoken(headers)))
-                self._tell("replied", ticket, status, spoken(headers))
+                # of a refusal everybody wants to know
+                self._say(ticket, False, (status, spoken(headers)), at_once=status is None or status >= 400)
 
     def leave(self, ticket: str) -> None:
         with self._lock:
             permit = self._held.pop(ticket, None)
-            self._tell("end", ticket, permit.reply if permit else None)
+            self._say(ticket, True, permit.reply if permit else None)
+
+    def close(self) -> None:
+        """Say what has not been said yet."""
+        with self._lock:
+            self._speak()
 
     def ask(self, method: str, *arguments: Any) -> Any:
         """The actor's answer, or None when there is none: the process is then alone for a while."""
@@ -272,17 +120,40 @@ class _Line:
     def _turn(self, ticket: str, key: Key, connections: int) -> bool:
         granted = False
         while granted is False:
-            granted = self.ask("turn", self.process, ticket, key, connections, DESK.quiet(key))
+            with self._lock:
+                words = self._taken() if self._actor is not None else ()
+            granted = self.ask("turn", self.process, ticket, key, connections, DESK.quiet(key), words)
         return bool(granted)
 
-    def _tell(self, method: str, ticket: str, *arguments: Any) -> None:
-        """Say it and wait for no answer; what is lost on the way, a beat repairs. Called with the lock held."""
-        actor = self._actor
-        if actor is None or not ray.is_initialized():
+    def _say(
+        self, ticket: str, ended: bool, reply: tuple[int | None, dict[str, str]] | None, *, at_once: bool = False
+    ) -> None:
+        """Wait for no answer; what is lost on the way, a beat repairs. Called with the lock held.
+
+        It goes with the next question, within `LATE_S`; at once where others of this process wait in line, as it may be
+        what they wait for.
+        """
+        self._words.append((ticket, ended, reply))
+        if at_once or self._in_line:
+            self._speak()
+        elif self._late_at == math.inf:
+            self._late_at = time.monotonic() + LATE_S
+            self._beat()
+            self._spoken.notify_all()
+
+    def _taken(self) -> tuple[Word, ...]:
+        """The words there are, which whoever asks has to pass on. Called with the lock held."""
+        words, self._words, self._late_at = tuple(self._words), [], math.inf
+        return words
+
+    def _speak(self) -> None:
+        """Called with the lock held."""
+        words, actor = self._taken(), self._actor
+        if not words or actor is None or not ray.is_initialized():
             return
         try:
-            getattr(actor, method).remote(self.process, ticket, *arguments)
-        except Exception:  # noqa: BLE001 - as above
+            actor.told.remote(self.process, words)
+        except Exception:  # noqa: BLE001 - as in `_answer`
             self._lost(actor)
 
     def _find(self) -> Any:
@@ -313,12 +184,19 @@ class _Line:
 
     def _keep_beating(self) -> None:
         idle_since = time.monotonic()
+        beat_at = idle_since + BEAT_S
         while True:
-            time.sleep(BEAT_S)
             with self._lock:
-                if self._held or self._in_line:
-                    idle_since = time.monotonic()
-                elif time.monotonic() - idle_since > IDLE_S:
+                now = time.monotonic()
+                if now >= self._late_at:
+                    self._speak()
+                if now < beat_at:
+                    self._spoken.wait(max(0.0, min(beat_at, self._late_at) - now))
+                    continue
+                beat_at = now + BEAT_S
+                if self._held or self._in_line or self._words:
+                    idle_since = now
+                elif now - idle_since > IDLE_S:
                     self._beating = False
                     return
                 else:
@@ -340,6 +218,7 @@ def _line() -> _Line:
     with _LINE_LOCK:
         if _LINE is None:
             _LINE = _Line()
+            atexit.register(_LINE.close)  # before Ray's own, which was registered when it was imported
         return _LINE
 
 

@@ -89,7 +89,7 @@ def run_everywhere(settings: Settings, url: str, *, processes: int, threads: int
 def facts() -> dict[str, int]:
     import ray
 
-    from crucible.workers.governing import ensure_governor
+    from crucible.workers.granting import ensure_governor
 
     found: dict[str, int] = ray.get(ensure_governor().facts.remote(), timeout=30)
     return found
@@ -148,7 +148,8 @@ def test_a_quiet_time_outlives_the_governor_that_was_told_it(strict: CountingHub
     """Checklist 51 while the governor is killed: those who wait remember, the next one is told, and all get through."""
     import ray
 
-    from crucible.workers.governing import cluster_governor, ensure_governor
+    from crucible.workers.governing import cluster_governor
+    from crucible.workers.granting import ensure_governor
 
     settings = settings_of(strict, tmp_path)
     governor = cluster_governor(settings)
