@@ -292,7 +292,8 @@ def test_events_tell_the_story_of_a_file(tmp_path: Path) -> None:
     ("size", "streams", "most", "expected"),
     [
         (1 << 30, 8, 64 << 20, 64 << 20),
-        (100 << 20, 8, 64 << 20, -(-(100 << 20) // 8)),
+        (200 << 20, 8, 64 << 20, -(-(200 << 20) // 8)),
+        (100 << 20, 8, 64 << 20, LEAST_PART),
         (10 << 20, 8, 64 << 20, LEAST_PART),
         (10 << 20, 8, 1 << 20, 1 << 20),
         (SMALL_BYTES - 1, 8, 1000, SMALL_BYTES - 1),
