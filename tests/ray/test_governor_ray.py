@@ -113,6 +113,37 @@ def test_a_cluster_stays_within_quota_and_connections_although_others_eat_from_i
     until(lambda: facts()["in_flight"] == facts()["in_line"] == 0, most_s=30)
 
 
+def test_word_of_an_end_comes_with_the_next_question() -> None:
+    """One connection: who asks for the next request has given the last one's back, and waits for no other call."""
+    from crucible.workers.granting import GovernorCore
+
+    async def ask() -> None:
+        governor, key = GovernorCore(), Key("hub", "cdn")
+        assert await governor.turn("a", "a/1", key, 1, 0.0)
+        waits = asyncio.ensure_future(governor.turn("b", "b/1", key, 1, 0.0))
+        await asyncio.sleep(0)
+        asked = asyncio.ensure_future(governor.turn("a", "a/2", key, 1, 0.0, (("a/1", True, (200, {})),)))
+        assert await waits, "who came first is first"
+        assert (await governor.facts())["in_flight"] == 1
+        await governor.told("b", (("b/1", True, (200, {})),))
+        assert await asked
+        await governor.told("a", (("a/2", False, (200, {})), ("a/2", True, (200, {})), ("a/1", True, None)))
+        facts = await governor.facts()
+        assert (facts["in_flight"], facts["in_line"], facts["most"]) == (0, 0, 1)
+
+    asyncio.run(asyncio.wait_for(ask(), 30))
+
+
+def test_an_end_that_no_question_follows_is_told_soon(strict: CountingHub, nodes: Nodes, tmp_path: Path) -> None:
+    from crucible.workers.governing import cluster_governor
+
+    before = facts()["in_flight"]
+    with cluster_governor(settings_of(strict, tmp_path)).request("cdn") as replied:
+        replied(200, {})
+        assert facts()["in_flight"] == before + 1
+    until(lambda: facts()["in_flight"] == before, most_s=4)  # and not when what a process held expires
+
+
 def hold_and_die(settings: Settings, count: int) -> None:
     """In a Ray task: take so many permits, and go without giving them back."""
     from crucible.workers.governing import cluster_governor
