@@ -23,7 +23,6 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -85,8 +84,13 @@ def datasets(spec: Spec) -> Ingest:
     Where `isal` is installed, as it is for us, fsspec gives it gzip 2.8 times as fast. Nothing that it depends on
     brings that, so it does without here; `datasets_isal` is the other row.
     """
-    with patch.dict(sys.modules, {"isal": None}):
-        import fsspec.compression  # noqa: F401 - it looks for isal when it is imported, and the processes are forked
+    modules: dict[str, Any] = sys.modules
+    modules["isal"] = None
+    from fsspec.compression import compr  # it looks for isal when it is imported; processes are forked after that
+
+    del modules["isal"]
+    if getattr(compr["gzip"], "__name__", "") == "isal":
+        raise AssertionError("fsspec was there before, with isal")
     return datasets_isal(spec)
 
 
