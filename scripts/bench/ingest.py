@@ -4,7 +4,8 @@ Example: python scripts/bench/ingest.py
          python scripts/bench/ingest.py --full --rounds 5 --work t,j --json > rows.json
 
 Everything runs on this machine: our own Hub in a process of its own with its pages in the page cache, each client in a
-fresh process with fresh homes, the methods interleaved round by round so that a busy neighbour slows them alike. The
+fresh process with fresh homes, the methods interleaved round by round so that a busy neighbour slows them alike. A
+client has the first two cores (--cores), the Hub has the others where there are any: it is not what is measured. The
 start of interpreter, imports and Ray is not in the time and stands in a column of its own. Printed are medians, all
 times and ratios; quote ratios. `datasets` writes no hash and no fsync, ours does both; it reads gzip by Python's own
 module, as its package comes, and in a row of its own by our ISA-L. After the clock has stopped all rows are compared:
@@ -25,6 +26,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -85,12 +87,26 @@ class Row:
         }
 
 
-def run_once(row: Row, repo: str, server: Server, scratch: Path, processes: Processes, profile: Path | None) -> None:
+@contextmanager
+def apart(count: int) -> Iterator[list[int]]:
+    """This process, and the servers that it starts, on other cores than the first `count`; those, for the clients."""
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, cores[count:] or cores)
+    try:
+        yield cores[:count]
+    finally:
+        os.sched_setaffinity(0, cores)
+
+
+def run_once(
+    row: Row, repo: str, server: Server, scratch: Path, processes: Processes, cores: list[int], profile: Path | None
+) -> None:
     """One run: fresh homes, the method, the comparison, and a disk that is quiet again for the next."""
     folder = scratch / "run"
     folder.mkdir()
     method, workers = METHODS[row.method]
     spec = {
+        "cores": cores,
         "method": method,
         "repo": repo,
         "workers": workers,
@@ -126,7 +142,9 @@ def environment(endpoint: str, folder: Path) -> dict[str, str]:
     return kept | ours
 
 
-def measure(work: str, options: argparse.Namespace, scratch: Path, processes: Processes) -> list[dict[str, Any]]:
+def measure(
+    work: str, options: argparse.Namespace, scratch: Path, processes: Processes, cores: list[int]
+) -> list[dict[str, Any]]:
     say(options, f"making {work}")
     folder = Path(tempfile.mkdtemp(prefix=f"{work}-", dir=scratch))
     if work == "many":
@@ -145,11 +163,11 @@ def measure(work: str, options: argparse.Namespace, scratch: Path, processes: Pr
         for number in range(options.rounds):
             for row in rows:
                 say(options, f"{work} round {number + 1}: {row.method}")
-                run_once(row, repo, server, scratch, processes, None)
+                run_once(row, repo, server, scratch, processes, cores, None)
         for row in rows if options.profile else ():
             if row.method == "crucible.load_dataset":
                 path = options.profile / f"ingest-{work}.txt"
-                run_once(row, repo, server, scratch, processes, path)
+                run_once(row, repo, server, scratch, processes, cores, path)
                 say(options, f"profile: {path}")
     shutil.rmtree(folder)
     counts = {run["rows"] for row in rows for run in row.runs}
@@ -177,6 +195,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--full", action="store_true", help="576k rows of t, 20k of i, 188k of j, 20,000 small files")
+    parser.add_argument("--cores", type=int, default=2, help="of each client (default 2)")
     parser.add_argument("--work", default=",".join(WORKS), help="comma list (default all)")
     parser.add_argument("--only", default="", help="methods whose name contains one of these, comma list")
     parser.add_argument("--rows", type=int, help="rows of t, i and j each, in two files")
@@ -188,8 +207,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(argv)
     options.work = options.work.split(",")
     unknown = {*options.work} - {*WORKS}
-    if unknown or options.rounds < 1:
-        parser.error(f"no such work: {', '.join(sorted(unknown))}" if unknown else "--rounds is at least 1")
+    if unknown or min(options.rounds, options.cores) < 1:
+        parser.error(
+            f"no such work: {', '.join(sorted(unknown))}" if unknown else "--rounds and --cores are at least 1"
+        )
     if not any(part in name for name in METHODS for part in options.only.split(",")):
         parser.error(f"--only {options.only} leaves no method; there are: {'; '.join(METHODS)}")
     chosen = corpora.FULL if options.full else corpora.QUICK
@@ -206,11 +227,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         ended_by_signals(),
         scratch_folder(options.scratch) as scratch,
         Processes() as processes,
+        apart(options.cores) as cores,
     ):
         about = {"machine": machine()}
         print(json.dumps(about) if options.json else about["machine"], flush=True)
         for work in options.work:
-            records = measure(work, options, Path(scratch), processes)
+            records = measure(work, options, Path(scratch), processes, cores)
             print("\n".join(map(json.dumps, records) if options.json else table(records)), flush=True)
 
 

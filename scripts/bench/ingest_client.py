@@ -5,7 +5,7 @@
 Prints one line of JSON: `start_s` (imports, and for `prefetch` the start of Ray, of its workers and of our agent),
 `wall_s` of the ingest itself, `cpu_s` of all processes that this one started (Ray's own and its workers too) and of
 itself, `peak_mb` of the biggest of them, `rows`, and `digest` of all rows in order, which is equal for equal rows
-whoever made them.
+whoever made them. It and its processes run on `cores`.
 
 `warm` bytes are written and removed when everything has started, right before the clock: what a virtual machine has
 not written for some seconds it has given back to its host, and Ray starts for longer than that.
@@ -183,6 +183,8 @@ def peak_mb() -> float:
 
 
 def main(spec: Spec) -> None:
+    if spec.get("cores"):
+        os.sched_setaffinity(0, spec["cores"])
     begun = time.perf_counter()
     ingest = METHODS[spec["method"]](spec)
     start_s = time.perf_counter() - begun
