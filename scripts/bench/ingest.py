@@ -9,8 +9,8 @@ client has the first two cores (--cores), the Hub has the others where there are
 start of interpreter, imports and Ray is not in the time and stands in a column of its own. Printed are medians, all
 times and ratios; quote ratios. `datasets` writes no hash and no fsync, ours does both; it reads gzip by Python's own
 module, as its package comes, and in a row of its own by our ISA-L. After the clock has stopped all rows are compared:
-one digest over every column's values and types, equal for equal rows whoever made them. `limit` is a bare loop that does
-the work itself and no more (`ingest_limit.py`): about what there is to win on this machine.
+one digest over every column's values and types, equal for equal rows whoever made them. `limit` is a bare loop that
+does the work itself and no more (`ingest_limit.py`): about what there is to win on this machine.
 
 --work   t (chat rows, 12 parquet files of 82 MB), i (JPEG images, 8 parquet files of 73 MB), j (chat rows, 4 jsonl.gz
          of 53 MB), many (20,000 jsonl files of 2 KB); without --full fewer rows in fewer files
