@@ -63,16 +63,16 @@ def convert(
     decoded and written, and not while the last shards wait for the disk; it says how many items have one.
     """
 
-    def read(path: Path, name: str, options: ReadOptions) -> Iterator[pa.RecordBatch]:
-        shared = threads if threads is not None and path.stat().st_size >= SHARED_BYTES else 1
-        return read_file(path, name, options, shared, limits)
-
     names = [file.path for file in item.files]
     bounds, made, source = limits or Limits(), 0, sum(path.stat().st_size for path in paths)
     with ExitStack() as opened, ExitStack() as held:
         at_work = held.enter_context(turn or nullcontext(1))
-        threads = usable_threads(at_work) if threads is None else threads
-        drafts = opened.enter_context(Drafts(folder, beside=threads > 1 and item.size >= SHARED_BYTES))
+        count = usable_threads(at_work) if threads is None else threads
+
+        def read(path: Path, name: str, options: ReadOptions) -> Iterator[pa.RecordBatch]:
+            return read_file(path, name, options, count if path.stat().st_size >= SHARED_BYTES else 1, limits)
+
+        drafts = opened.enter_context(Drafts(folder, beside=count > 1 and item.size >= SHARED_BYTES))
         making = _Making(item, drafts, item_shard_rows(paths, item.options, item.shard_bytes))
         for name, batch in read_item(names, paths, item.options, folder, limits, read):
             for piece in making.pieces(batch):

@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -70,29 +69,6 @@ class _Here:
         """There is nothing to end."""
 
 
-class _Asked(Future[Any]):
-    """What is done when somebody asks for its result, in that thread."""
-
-    def __init__(self, work: Callable[[], Any]) -> None:
-        super().__init__()
-        self._work = work
-
-    def result(self, timeout: float | None = None) -> Any:
-        if not self.done():
-            try:
-                self.set_result(self._work())
-            except Exception as error:  # noqa: BLE001 - raised again below
-                self.set_exception(error)
-        return super().result(timeout)
-
-
-class _Later(_Here):
-    """Does the work in the thread that asks for its result."""
-
-    def submit(self, work: Callable[..., Any], /, *arguments: Any) -> Future[Any]:
-        return _Asked(partial(work, *arguments))
-
-
 class Drafts:
     """The drafts of one item, `<folder>/<number>.arrow`, in order. Used by one thread; `with` ends its own three.
 
@@ -103,10 +79,10 @@ class Drafts:
         self._folder = folder
         self._writer: _Runner = ThreadPoolExecutor(1, "crucible-write") if beside else _Here()
         self._hasher: _Runner = ThreadPoolExecutor(1, "crucible-hash") if beside else _Here()
-        self._flusher: _Runner = ThreadPoolExecutor(1, "crucible-flush") if beside else _Later()
+        self._flusher = ThreadPoolExecutor(1, "crucible-flush") if beside else None
         self._waiting: deque[tuple[Future[Any], int]] = deque()
-        self._unflushed_most = UNFLUSHED if beside else 0
-        self._unflushed: deque[tuple[_Draft, Future[DraftShard]]] = deque()
+        self._unflushed: deque[tuple[_Draft, Future[None], Future[DraftShard] | None]] = deque()
+        """Each with its end, and with its flush where another thread does that: else it waits to be asked for."""
         self._open: _Draft | None = None
         self._number = 0
 
@@ -116,8 +92,9 @@ class Drafts:
     def __exit__(self, *_: object) -> None:
         self._writer.shutdown(cancel_futures=True)
         self._hasher.shutdown(cancel_futures=True)
-        self._flusher.shutdown(cancel_futures=True)
-        for draft in (*(draft for draft, _ in self._unflushed), self._open):
+        if self._flusher is not None:
+            self._flusher.shutdown(cancel_futures=True)
+        for draft in (*(draft for draft, *_ in self._unflushed), self._open):
             if draft is not None:
                 draft.abandon()
 
@@ -139,7 +116,8 @@ class Drafts:
         if draft is None:
             return
         ended = self._writer.submit(draft.end)
-        self._unflushed.append((draft, self._flusher.submit(_flushed_after, ended, draft)))
+        flushed = None if self._flusher is None else self._flusher.submit(_flushed_after, ended, draft)
+        self._unflushed.append((draft, ended, flushed))
         self._open = None
         self._number += 1
 
@@ -164,11 +142,14 @@ class Drafts:
 
     def flushed(self, *, all_of_them: bool = False) -> Iterator[DraftShard]:
         """Shards that are on the disk; waits while more than a few are not, or until all are."""
-        most = 0 if all_of_them else self._unflushed_most
+        most = 0 if all_of_them else UNFLUSHED
         if all_of_them:
             self._settle()
-        while self._unflushed and (len(self._unflushed) > most or self._unflushed[0][1].done()):
-            yield self._unflushed[0][1].result()
+        while self._unflushed:
+            draft, ended, flushed = self._unflushed[0]
+            if flushed is not None and len(self._unflushed) <= most and not flushed.done():
+                return
+            yield _flushed_after(ended, draft) if flushed is None else flushed.result()
             self._unflushed.popleft()
 
 

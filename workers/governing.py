@@ -21,7 +21,7 @@ import ray as untyped_ray
 
 from crucible.config import Settings
 from crucible.hub.governor import DESK, Key, LocalGovernor, Reply, Waiting, account_of, spoken
-from crucible.workers.granting import BEAT_S, TURN_S, Permit, Word, ensure_governor
+from crucible.workers.granting import BEAT_S, TURN_S, Permit, Told, Word, ensure_governor
 from crucible.workers.granting import NAMESPACE as NAMESPACE
 
 ray: Any = untyped_ray  # its annotations know neither `exceptions` nor what a remote call returns
@@ -86,9 +86,10 @@ class _Line:
         with self._lock:
             permit = self._held.get(ticket)
             if permit is not None and permit.reply is None:
-                self._held[ticket] = Permit(ticket, permit.key, (status, spoken(headers)))
+                reply = (status, spoken(headers))
+                self._held[ticket] = Permit(ticket, permit.key, reply)
                 # of a refusal everybody wants to know
-                self._say(ticket, False, (status, spoken(headers)), at_once=status is None or status >= 400)
+                self._say(ticket, False, reply, at_once=status is None or status >= 400)
 
     def leave(self, ticket: str) -> None:
         with self._lock:
@@ -125,9 +126,7 @@ class _Line:
             granted = self.ask("turn", self.process, ticket, key, connections, DESK.quiet(key), words)
         return bool(granted)
 
-    def _say(
-        self, ticket: str, ended: bool, reply: tuple[int | None, dict[str, str]] | None, *, at_once: bool = False
-    ) -> None:
+    def _say(self, ticket: str, ended: bool, reply: Told | None, *, at_once: bool = False) -> None:
         """Wait for no answer; what is lost on the way, a beat repairs. Called with the lock held.
 
         It goes with the next question, within `LATE_S`; at once where others of this process wait in line, as it may be

@@ -33,17 +33,21 @@ TOLD_S = 1.0
 """A process knows a quiet time from the actor a little late; only what is longer by this is news to the actor."""
 
 
+Told = tuple[int | None, dict[str, str]]
+"""Of a reply, its status and the headers that speak of waiting."""
+
+
 @dataclass(frozen=True, slots=True)
 class Permit:
     """What a process holds, as it says again with every beat."""
 
     ticket: str
     key: Key
-    reply: tuple[int | None, dict[str, str]] | None = None
-    """Status and the headers that speak of waiting, once they are here."""
+    reply: Told | None = None
+    """Once it is here."""
 
 
-Word = tuple[str, bool, tuple[int | None, dict[str, str]] | None]
+Word = tuple[str, bool, Told | None]
 """A ticket, whether its request has ended, and its reply."""
 
 
